@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,23 +11,23 @@ import numpy as np
 
 from lla_jax import paths
 from lla_jax.cli import stores
+from lla_jax.cli.checkpoints import check_checkpoints, read_one
 from lla_jax.cli.drawing import choose_scale
 from lla_jax.cli.environment import make_execution
 from lla_jax.cli.options import ConnectOptions, Mistake
+from lla_jax.cli.planes import compute_plane
 from lla_jax.cli.settings import connect_settings, scale
 from lla_jax.cli.terminal import bar, print_message, print_note, print_results
-from lla_jax.cli.trainings import check_checkpoints, read_one
 from lla_jax.core.arguments import Misuse
 from lla_jax.core.scales import spans_decades
 from lla_jax.core.types import Execution, Problem, PyTree, is_path
 from lla_jax.directions import derived
-from lla_jax.landscape.evaluation import evaluate
 from lla_jax.output import path_words, plotting, storage
-from lla_jax.paths import optimizers
-from lla_jax.paths.barriers import Barrier
 from lla_jax.paths.curves import Curve
-from lla_jax.paths.points import has_floats
-from lla_jax.paths.projections import Projection
+from lla_jax.paths.host_trees import has_floats
+from lla_jax.paths.losses.barriers import Barrier
+from lla_jax.paths.projection.projections import Projection
+from lla_jax.paths.training import optimizers
 
 PLANE = "plane.npz"
 RESULTS = (
@@ -49,7 +48,8 @@ def show(problem: Problem, options: ConnectOptions) -> None:
     files = [storage.save(curve, out / "curve.npz")]
     barriers = _measure(problem, b, state_b, curve, options)
     files += [storage.save(each, out / name) for name, each in zip(("line.npz", "barrier.npz"), barriers.values())]
-    files += _write(curve, barriers, out)
+    words = path_words.describe_connection(curve, barriers), path_words.plain_connection(curve, barriers)
+    files += path_words.write(out / "connect", *words)
     print((out / "connect.txt").read_text(encoding="utf-8"))
     log = _is_logarithmic(barriers, options)
     pictures = [out / "barrier.png"]
@@ -169,28 +169,10 @@ def _plane(problem: Problem, curve: Curve, options: ConnectOptions, chosen: Mapp
         policy = "reestimate"  # those of the ends say nothing of the plane
         if options.batch_stats == "frozen":
             print_note("the plane has re-estimated BatchNorm statistics, as those of the ends are known there alone")
-    try:
-        with bar("plane") as progress:
-            plane = evaluate(
-                problem.loss,
-                a,
-                problem.data,
-                axes,
-                _grid(seen, options.plane_points),
-                batch_size=options.batch_size,
-                batch_stats=policy,
-                metrics=dict(problem.metrics),
-                extra_data=dict(problem.extra_data),
-                execution=make_execution(options),
-                progress=progress,
-                store=out,
-            )
-    except KeyboardInterrupt:
-        stores.report_interruption(out, chosen, options.problem)
-        raise
-    stores.write_settings(out, chosen, options.problem)
+    plane = compute_plane(problem, a, axes, _grid(seen, options.plane_points), policy, options, chosen)
     files = [storage.save(seen, out / "seen.npz"), storage.save(plane, out / PLANE), out / "curve.png"]
-    plotting.curve(plane, seen, log=choose_scale(plane, options), cap=options.cap).savefig(files[-1])
+    log = choose_scale(plane, cap=options.cap, log=scale(options))
+    plotting.curve(plane, seen, log=log, cap=options.cap).savefig(files[-1])
     return files
 
 
@@ -211,11 +193,3 @@ def _is_logarithmic(barriers: Mapping[str, Barrier], options: ConnectOptions) ->
         print_note("--log: given, but a logarithm needs losses above 0; the pictures are linear")
         return False
     return bool(spans_decades(losses)) if wanted is None else wanted
-
-
-def _write(curve: Curve, barriers: Mapping[str, Barrier], out: Path) -> list[Path]:
-    """Write connect.txt and connect.json, and return their paths."""
-    text, data = out / "connect.txt", out / "connect.json"
-    text.write_text(path_words.describe_connection(curve, barriers) + "\n", encoding="utf-8")
-    data.write_text(json.dumps(path_words.plain_connection(curve, barriers), indent=1) + "\n", encoding="utf-8")
-    return [text, data]

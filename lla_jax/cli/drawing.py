@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lla_jax.cli.checks import check_pictures
 from lla_jax.cli.environment import make_folder
-from lla_jax.cli.options import ConnectOptions, Mistake, PathOptions, PlotOptions, mistake
+from lla_jax.cli.options import Mistake, PlotOptions, mistake
 from lla_jax.cli.settings import scale
 from lla_jax.cli.terminal import print_note, print_results
 
 if TYPE_CHECKING:
     from lla_jax.core.results import Landscape
 
-TRAINING = "training.npz"  # as in paths/keeping.py, which needs jax
+TRAINING = "training.npz"  # as in paths/training/stores.py, which needs jax
 
 
 def plot(options: PlotOptions) -> None:
@@ -101,9 +101,9 @@ def _picture_of(saved: Any, path: Path) -> Picture | None:
     from lla_jax.core.results import Eigenpairs, Spectrum
     from lla_jax.core.types import Directions
     from lla_jax.output import pictures, plotting
-    from lla_jax.paths.barriers import Barrier
     from lla_jax.paths.curves import Curve
-    from lla_jax.paths.projections import Projection
+    from lla_jax.paths.losses.barriers import Barrier
+    from lla_jax.paths.projection.projections import Projection
 
     match saved:
         case Eigenpairs() | Spectrum():
@@ -135,7 +135,8 @@ def _on_plane(draw: Callable[..., Any], seen: Any, options: PlotOptions) -> Any:
         raise Mistake(f"{options.file} is drawn on the plane in {file}, which does not exist; put it beside the file")
     plane = load(file)
     _check_value(options, plane, file)
-    return draw(plane, seen, options.value, cap=options.cap, log=choose_scale(plane, options))
+    log = choose_scale(plane, options.value, cap=options.cap, log=scale(options))
+    return draw(plane, seen, options.value, cap=options.cap, log=log)
 
 
 def _barriers(saved: Any, options: PlotOptions) -> Any:
@@ -191,12 +192,11 @@ def film_of(out: Path, ending: str | None) -> Path:
     return out / f"descent.{ending}"
 
 
-def choose_scale(result: Landscape, options: PathOptions | ConnectOptions | PlotOptions) -> bool:
+def choose_scale(result: Landscape, value: str = "loss", *, cap: float | None = None, log: bool | None = None) -> bool:
     """Whether pictures of a landscape are logarithmic, by the options or by its values; a note says so."""
     from lla_jax.output import pictures
 
-    value, log = getattr(options, "value", "loss"), scale(options)
-    logarithmic, span = pictures.choose_scale(result, value, cap=options.cap, log=log)
+    logarithmic, span = pictures.choose_scale(result, value, cap=cap, log=log)
     if log and not logarithmic:
         print_note(f"--log: given, but a logarithm needs values above 0 ({span}); the pictures are linear")
     elif log is None and logarithmic:
@@ -220,11 +220,7 @@ def draw(
     """
     from lla_jax.output import pictures
 
-    logarithmic, span = pictures.choose_scale(result, value, cap=cap, log=log)
-    if log and not logarithmic:
-        print_note(f"--log: given, but a logarithm needs values above 0 ({span}); the pictures are linear")
-    elif log is None and logarithmic:
-        print_note(f"the pictures are logarithmic ({span}); --no-log draws them linearly")
+    logarithmic = choose_scale(result, value, cap=cap, log=log)
     return pictures.draw_landscape(result, out, stem, value, cap=cap, log=logarithmic, suffix=suffix, report=print_note)
 
 

@@ -247,12 +247,12 @@ def path(options: PathOptions) -> None:
     check_path(options)
     split_name(options.problem)
     make_folder(options.out)
-    from lla_jax.cli import trainings
+    from lla_jax.cli import paths
 
     check_devices(options.devices)
     with show_log():
         problem, out = build(options.problem, options.out)
-        trainings.show(problem, replace(options, out=out))
+        paths.show(problem, replace(options, out=out))
 
 
 def connect(options: ConnectOptions) -> None:

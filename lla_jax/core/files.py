@@ -193,6 +193,19 @@ def _replace_abandoned(name: str, target: Path) -> bool:
     return abandoned
 
 
+def remove_torn(folder: Path, stem: str) -> None:
+    """Remove what kills left of files that were being written.
+
+    Args:
+      folder: their folder.
+      stem: what the names of the files begin with.
+    """
+    for file in folder.glob(f".{stem}-*.tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - file.stat().st_mtime > OLD_S:
+                file.unlink()
+
+
 def is_abandoned(path: Path) -> bool:
     """Whether a file is empty and will stay so: its maker was killed. Of a new one this is known after some seconds."""
     end = time.monotonic() + PATIENCE_S

@@ -11,10 +11,10 @@ from lla_jax.core.text import pm
 from lla_jax.core.types import Directions, Problem
 from lla_jax.landscape.evaluation import evaluate
 from lla_jax.output import plotting
-from lla_jax.paths.components import pca
-from lla_jax.paths.projecting import project
-from lla_jax.paths.projections import Projection
-from lla_jax.paths.surroundings import grid_around
+from lla_jax.paths.projection.components import pca
+from lla_jax.paths.projection.grids import grid_around
+from lla_jax.paths.projection.projecting import project
+from lla_jax.paths.projection.projections import Projection
 from lla_jax.paths.trajectories import Trajectory
 
 EVERY = 11  # steps between checkpoints: twice in an epoch of 22

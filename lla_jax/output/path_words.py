@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +12,9 @@ import numpy as np
 from lla_jax.core.recipes import fingerprint
 from lla_jax.core.text import pm, table
 from lla_jax.core.types import Directions
-from lla_jax.paths.barriers import Barrier
 from lla_jax.paths.curves import Curve
-from lla_jax.paths.projections import PROJECTED, Projection
+from lla_jax.paths.losses.barriers import Barrier
+from lla_jax.paths.projection.projections import PROJECTED, Projection
 
 MOST_ROWS = 25  # checkpoints of a table; of more, evenly spaced ones
 ALIKE = 0.05  # a share by which a path may exceed a random walk without being told from it
@@ -241,3 +243,17 @@ def _has_state(recipe: Mapping[str, Any]) -> bool:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
+
+
+def write(stem: Path, text: str, plain: Mapping[str, Any]) -> list[Path]:
+    """Write a description and its numbers, and return the paths.
+
+    Args:
+      stem: the path without an ending: ``folder / "path"`` gives path.txt and path.json.
+      text: the description.
+      plain: the numbers as plain data.
+    """
+    files = [stem.with_suffix(".txt"), stem.with_suffix(".json")]
+    files[0].write_text(text + "\n", encoding="utf-8")
+    files[1].write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
+    return files

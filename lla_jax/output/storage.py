@@ -36,9 +36,9 @@ from lla_jax.output.stored_arrays import (
 )
 
 if TYPE_CHECKING:
-    from lla_jax.paths.barriers import Barrier
     from lla_jax.paths.curves import Curve
-    from lla_jax.paths.projections import Projection
+    from lla_jax.paths.losses.barriers import Barrier
+    from lla_jax.paths.projection.projections import Projection
     from lla_jax.paths.spanning import SpanningTree
 
     PathResult = Projection | Barrier | Curve | SpanningTree

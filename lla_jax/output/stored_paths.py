@@ -23,10 +23,10 @@ from lla_jax.output.stored_arrays import (
     nest,
     take_arrays,
 )
-from lla_jax.paths.barriers import Barrier, Height
+from lla_jax.paths.bands.saddles import Saddle
 from lla_jax.paths.curves import Curve
-from lla_jax.paths.projections import Projection
-from lla_jax.paths.saddles import Saddle
+from lla_jax.paths.losses.barriers import Barrier, Height
+from lla_jax.paths.projection.projections import Projection
 from lla_jax.paths.spanning import SpanningTree
 
 _SERIES = ("values", "stderr", "curvature", "curvature_error")

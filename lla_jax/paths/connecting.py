@@ -16,8 +16,8 @@ from lla_jax.core.interrupts import deferred_interrupts
 from lla_jax.core.signatures import explained
 from lla_jax.core.types import Batch, Execution, Loss, PyTree, Select
 from lla_jax.execution.progress import AskedProgress, takes_progress
-from lla_jax.paths import fitting, training
 from lla_jax.paths.curves import Curve
+from lla_jax.paths.training import assembly, control_points
 
 KINDS = ("bezier", "polygon", "band")
 
@@ -123,9 +123,9 @@ def connect(
     if is_band and select is not None:
         raise misuse("select", select, 'left out for kind="band", whose pivots move in all parameters')
     if not is_band:
-        points = fitting.check_points(3 if points is None else points, kind)
-        displacement = fitting.check_displacement(0.05 if displacement is None else displacement)
-    prepared = training.prepare(
+        points = control_points.check_points(3 if points is None else points, kind)
+        displacement = control_points.check_displacement(0.05 if displacement is None else displacement)
+    prepared = assembly.prepare(
         loss,
         a,
         b,
@@ -143,7 +143,7 @@ def connect(
         execution=execution,
     )
     if is_band:
-        from lla_jax.paths.bands import connect_band
+        from lla_jax.paths.bands.training import connect_band
 
         common: dict[str, Any] = {"points": points, "displacement": displacement}
         return connect_band(prepared, **{k: v for k, v in common.items() if v is not None}, **of_band)
@@ -152,8 +152,8 @@ def connect(
     return _fit(prepared, points, displacement, select)
 
 
-def _fit(prepared: training.Training, points: int, displacement: float, select: Select | None) -> Curve:
-    fit = fitting.Fit(prepared, points, displacement, select)
+def _fit(prepared: assembly.Training, points: int, displacement: float, select: Select | None) -> Curve:
+    fit = control_points.Fit(prepared, points, displacement, select)
     fit.run()
     ends = prepared.ends
     stacked = jax.tree.map(

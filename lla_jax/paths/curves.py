@@ -20,7 +20,9 @@ from lla_jax.core.arguments import Misuse, check_choice, check_integer, misuse
 from lla_jax.core.refusals import no_array
 from lla_jax.core.signatures import explained
 from lla_jax.core.types import SAVED, PyTree, Recipe
-from lla_jax.paths.trajectories import Trajectory, given, to_host
+from lla_jax.paths.end_states import stack_states
+from lla_jax.paths.host_trees import align_exactly, check_finite, stack, to_host, unstack
+from lla_jax.paths.trajectories import Trajectory, given
 
 Kind = Literal["line", "polygon", "bezier", "band"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -90,7 +92,7 @@ class Curve:
     @property
     def ends(self) -> tuple[PyTree, PyTree]:
         """The parameters (a, b) at the ends."""
-        a, b = (jax.tree.map(lambda leaf, i=i: leaf[i], self.points) for i in (0, -1))
+        a, *_, b = unstack(self.points)
         return a, b
 
     def weights(self, t: Any) -> np.ndarray:
@@ -255,8 +257,7 @@ def _check_states(states: PyTree) -> PyTree:
             raise Misuse(
                 "states", f"[{path!r}] has shape {np.shape(leaf)}; it must have a leading axis of 2, the states of a, b"
             )
-        if jnp.issubdtype(leaf.dtype, jnp.floating) and not np.isfinite(np.asarray(leaf)).all():
-            raise Misuse("states", f"[{path!r}] has NaN or infinite entries; all must be finite")
+    check_finite(states, "states")
     return to_host(states)
 
 
@@ -270,48 +271,7 @@ def stack_points(points: Any, names: Sequence[str]) -> PyTree:
     Raises:
       Misuse: a tree has another structure, other shapes or other types than the first, or is not finite; by its name.
     """
-    for point, name in zip(points, names, strict=True):
-        _tree.check_real(point, name)
-    like = points[0]
-    aligned = [_tree.align(point, like, name, names[0]) for point, name in zip(points, names, strict=True)]
-    for tree, name in zip(aligned, names, strict=True):
-        for path, leaf, own in zip(_tree.paths(like), jax.tree.leaves(tree), jax.tree.leaves(like), strict=True):
-            (_, dtype), (_, expected) = _tree.shape_dtype(leaf), _tree.shape_dtype(own)
-            if dtype != expected:
-                raise Misuse(name, f"[{path!r}] has dtype {dtype}, and in {names[0]} it is {expected}; convert one")
-    return jax.tree.map(lambda *leaves: np.stack([np.asarray(x) for x in leaves]), *aligned)
-
-
-def stack_states(state_a: PyTree, state_b: PyTree, names: tuple[str, str] = ("state_a", "state_b")) -> PyTree:
-    """The states of both ends, stacked on the host; None where neither has leaves. ``names`` are those for errors.
-
-    Raises:
-      Misuse: one is missing, has another structure, or is not finite, by its name.
-    """
-    one, two = (jax.tree.leaves(state) for state in (state_a, state_b))
-    if not one and not two:
-        return None
-    if not one or not two:
-        name, other = names if not one else names[::-1]
-        raise Misuse(name, f"none given, and {other} is; give both, each the state that its end was trained with")
-    state_b = _unwrap(state_b, state_a)
-    for name, state in zip(names, (state_a, state_b), strict=True):
-        for path, leaf in zip(_tree.paths(state), jax.tree.leaves(state), strict=True):
-            if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) and not np.isfinite(np.asarray(leaf)).all():
-                raise Misuse(name, f"[{path!r}] has NaN or infinite entries; all must be finite: pass another state")
-    state_b = _tree.align(state_b, state_a, *names[::-1])
-    return jax.tree.map(lambda x, y: np.stack([np.asarray(x), np.asarray(y)]), state_a, state_b)
-
-
-def _unwrap(state: PyTree, like: PyTree) -> PyTree:
-    """The state in a dict of all variables, or that of a single collection, as flax has them; any other as it is."""
-    if not isinstance(like, Mapping) or not isinstance(state, Mapping):
-        return state
-    if set(like) < set(state):
-        return {name: state[name] for name in like}
-    if len(like) == 1 and not set(like) & set(state):
-        return dict.fromkeys(like, state)
-    return state
+    return stack([align_exactly(point, points[0], name, names[0]) for point, name in zip(points, names, strict=True)])
 
 
 @explained

@@ -22,13 +22,14 @@ from lla_jax.core.refusals import no_array
 from lla_jax.core.signatures import complete, explained, show_options
 from lla_jax.core.types import Batch, Execution, Loss, PyTree, Recipe
 from lla_jax.execution.progress import AskedProgress, report_part, takes_progress
-from lla_jax.paths import forests
-from lla_jax.paths.along import policy_of
-from lla_jax.paths.band_settings import NOT_GIVEN, BandOptions
-from lla_jax.paths.connecting import connect
+from lla_jax.paths import graphs
+from lla_jax.paths.bands.settings import NOT_GIVEN, BandOptions
+from lla_jax.paths.connecting import KINDS, connect
 from lla_jax.paths.curves import Curve, line, stack_points
-from lla_jax.paths.forests import Edge
-from lla_jax.paths.points import has_floats, losses_at
+from lla_jax.paths.graphs import Edge
+from lla_jax.paths.host_trees import are_equal, has_floats, unstack
+from lla_jax.paths.losses.along_curves import policy_of
+from lla_jax.paths.losses.at_trees import losses_at
 
 FEW = 4  # minima of which all pairs are connected by default
 POINTS = 61  # of a curve at which its losses are computed
@@ -157,7 +158,7 @@ def spanning_tree(
     loss, num = as_loss(loss), len(minima)
     states = _check_states(loss, states, num)
     key = single_key(key)
-    check_choice("kind", kind, ("bezier", "polygon", "band"))
+    check_choice("kind", kind, KINDS)
     steps = check_integer("steps", steps, remedy="such as 1000")
     pairs = list(itertools.combinations(range(num), 2))
     most = _check_connections(connections, num, len(pairs))
@@ -194,7 +195,7 @@ def spanning_tree(
         )
         tops[pair] = top_of(curves[pair])
     heights = _heights(tops)
-    edges = forests.spanning_edges(num, heights, {pair: float(curve.lengths(1.0)) for pair, curve in curves.items()})
+    edges = graphs.spanning_edges(num, heights, {pair: float(curve.lengths(1.0)) for pair, curve in curves.items()})
     found = [tops[edge] for edge in edges]
     recipe = {
         "kind": "spanning tree",
@@ -217,7 +218,7 @@ def spanning_tree(
         np.array([top.stderr for top in found]),
         np.array([x for x, _ in ends]),
         np.array([error for _, error in ends]),
-        forests.barriers([x for x, _ in ends], {edge: heights[edge] for edge in edges}),
+        graphs.barriers([x for x, _ in ends], {edge: heights[edge] for edge in edges}),
         recipe,
     )
 
@@ -229,7 +230,7 @@ def _heights(tops: dict[Edge, _Top]) -> dict[Edge, float]:
 
 def _choose(num: int, lines: dict[Edge, float], ends: list[float], tops: dict[Edge, _Top], most: int) -> Iterator[Edge]:
     """The pairs to connect, one after another; ``tops`` has those that are connected already."""
-    for pair in forests.spanning_edges(num, lines):
+    for pair in graphs.spanning_edges(num, lines):
         if pair not in tops:
             yield pair
     while len(tops) < most and (found := _most_promising(num, lines, ends, tops)) is not None:
@@ -239,9 +240,9 @@ def _choose(num: int, lines: dict[Edge, float], ends: list[float], tops: dict[Ed
 def _most_promising(num: int, lines: dict[Edge, float], ends: list[float], tops: dict[Edge, _Top]) -> Edge | None:
     """The pair without a curve that may lower the highest edge possible, with the lowest line; None if none may."""
     heights = _heights(tops)
-    tree = forests.spanning_edges(num, heights)
+    tree = graphs.spanning_edges(num, heights)
     for edge in reversed(tree):
-        one, _ = forests.across(num, tree, edge)
+        one, _ = graphs.across(num, tree, edge)
         able = [
             (height, pair)
             for pair, height in lines.items()
@@ -306,10 +307,9 @@ def _check_minima(minima: Any, names: Any) -> tuple[list[PyTree], tuple[str, ...
         raise Misuse("minima", f"{given}; pass a list of two parameter trees or more, such as [a, b, c]")
     labels = [f"minima[{i}]" for i in range(len(minima))]
     stacked = stack_points(minima, labels)
-    minima = [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(len(labels))]
+    minima = unstack(stacked)
     for i, j in itertools.combinations(range(len(labels)), 2):
-        pairs = zip(jax.tree.leaves(minima[i]), jax.tree.leaves(minima[j]), strict=True)
-        if all((x == y).all() for x, y in pairs):
+        if are_equal(minima[i], minima[j]):
             raise Misuse(labels[j], f"equals {labels[i]}, so that there is no way between them; pass each minimum once")
     if names is None:
         return minima, tuple(map(str, range(len(labels))))

@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lla_jax.core import tree as _tree
@@ -17,6 +15,7 @@ from lla_jax.core.copies import own
 from lla_jax.core.refusals import AS_ARRAY, no_array
 from lla_jax.core.signatures import explained
 from lla_jax.core.types import PyTree, Recipe, pick
+from lla_jax.paths.host_trees import shapes_of, size_of, to_host
 
 
 @explained
@@ -68,9 +67,9 @@ class Trajectory:
     recipe: Recipe
 
     def __repr__(self) -> str:
-        size = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(self.like))
         steps = f", steps {self.steps[0]} to {self.steps[-1]}" if len(self) else ""
-        return f"Trajectory({len(self)} x {size:,} parameters{steps}{', with states' if self.has_states else ''})"
+        states = ", with states" if self.has_states else ""
+        return f"Trajectory({len(self)} x {size_of(self.like):,} parameters{steps}{states})"
 
     def __len__(self) -> int:
         return len(self.checkpoints)
@@ -146,21 +145,6 @@ def check_checkpoint(params: PyTree, like: PyTree, name: str) -> PyTree:
     """
     _tree.check_real(params, name)
     return to_host(_tree.align(params, like, name, "the first checkpoint"))
-
-
-def to_host(tree: PyTree) -> PyTree:
-    """The tree with its arrays as numpy's; keys of ``jax.random`` stay as they are."""
-    return jax.tree.map(lambda x: x if is_key(x) else np.asarray(x), tree)
-
-
-def is_key(leaf: Any) -> bool:
-    """Whether a leaf is an array of ``jax.random`` keys, whose numbers numpy cannot hold."""
-    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def shapes_of(tree: PyTree) -> PyTree:
-    """The tree with the shape and type of each leaf in its place."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype if hasattr(x, "dtype") else float), tree)
 
 
 @explained

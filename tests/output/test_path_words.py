@@ -9,10 +9,10 @@ import pytest
 
 import lla_jax as lla
 from lla_jax.output import path_words
-from lla_jax.paths.barriers import Barrier, Height
-from lla_jax.paths.components import random_walk
-from lla_jax.paths.projections import Projection
-from lla_jax.paths.saddles import Saddle
+from lla_jax.paths.bands.saddles import Saddle
+from lla_jax.paths.losses.barriers import Barrier, Height
+from lla_jax.paths.projection.components import random_walk
+from lla_jax.paths.projection.projections import Projection
 
 
 def axes(shares):

@@ -13,10 +13,10 @@ import pytest
 import lla_jax as lla
 from lla_jax.core import files as _files
 from lla_jax.core.arguments import Misuse
-from lla_jax.paths.barriers import Barrier, Height
+from lla_jax.paths.bands.saddles import Saddle
 from lla_jax.paths.curves import Curve
-from lla_jax.paths.projections import Projection
-from lla_jax.paths.saddles import Saddle
+from lla_jax.paths.losses.barriers import Barrier, Height
+from lla_jax.paths.projection.projections import Projection
 from lla_jax.paths.spanning import SpanningTree
 from tests.hostile import HOSTILE, replace_a_value
 from tests.slips.slip import error_of, raised_on_purpose

@@ -13,7 +13,7 @@ import pytest
 
 import lla_jax as lla
 from lla_jax.core import files
-from lla_jax.paths.fitting import draw_ts
+from lla_jax.paths.training.control_points import draw_ts
 from tests.helpers import compilations, cross_entropy, dataset, mlp_loss, params
 
 KEY = jax.random.key(0)
@@ -141,7 +141,7 @@ def test_batch_statistics_are_those_of_each_end_and_the_second_is_asked_for():
     given = {"key": KEY, "steps": 2, "batch_size": 8}
     curve = lla.paths.connect(loss, a, b, DATA, state_b={"mean": np.ones(3, np.float32)}, **given)
     np.testing.assert_array_equal(curve.states["mean"], [[0] * 3, [1] * 3])
-    with pytest.raises(ValueError, match=r"state_b: not given, and the loss has a state \(mean, ...\)"):
+    with pytest.raises(ValueError, match=r"state_b: none given, and the loss has a state of floats \(mean, ..."):
         lla.paths.connect(loss, a, b, DATA, **given)
     with pytest.raises(ValueError, match=r"state_b: .* the loss has no state"):
         connect(state_b={"mean": np.ones(3)})

@@ -7,7 +7,8 @@ import pytest
 
 import lla_jax as lla
 from lla_jax.core.arguments import Misuse
-from lla_jax.paths.trajectories import Checkpoint, Trajectory, shapes_of
+from lla_jax.paths.host_trees import shapes_of
+from lla_jax.paths.trajectories import Checkpoint, Trajectory
 
 
 def tree(i):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 from unittest import mock
 
-from lla_jax.output.plotting import reels
+from lla_jax.output.plotting import film_files
 from tests.cli.path_cases import MODULE
 from tests.slips.slip import command, table
 
@@ -16,7 +16,7 @@ def row(*words: Any, says: tuple[str, ...], name: str, **files: str) -> None:
     """Add a row to the table: a command line, and what must stand in its message."""
 
     def call() -> None:
-        with mock.patch.object(reels, "_ffmpeg", return_value=None):
+        with mock.patch.object(film_files, "_ffmpeg", return_value=None):
             command(*words, files={"history.py": MODULE} | {n.replace("__", "."): text for n, text in files.items()})
 
     call.__name__ = name

@@ -8,7 +8,7 @@ from unittest import mock
 
 import lla_jax as lla
 from lla_jax import paths, plotting
-from lla_jax.output.plotting import reels
+from lla_jax.output.plotting import film_files
 from tests.slips.drawn import LINE as DRAWN_LINE
 from tests.slips.drawn import PLANE as DRAWN_PLANE
 from tests.slips.slip import table
@@ -39,7 +39,7 @@ def trajectory(*arguments: Any, **options: Any) -> Any:
 
 
 def film(seen: Any = SEEN, path: Any = "descent.gif", **options: Any) -> Any:
-    with mock.patch.object(reels, "_ffmpeg", return_value=None):
+    with mock.patch.object(film_files, "_ffmpeg", return_value=None):
         return plotting.film(plane(), seen, path, **options)
 
 

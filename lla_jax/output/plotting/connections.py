@@ -16,15 +16,15 @@ from lla_jax.core.arguments import Misuse, misuse, show_value
 from lla_jax.core.results import Landscape
 from lla_jax.core.signatures import explained
 from lla_jax.core.text import SIGN, pm
+from lla_jax.output.plotting import projections as _projections
 from lla_jax.output.plotting import reading, scales, style
-from lla_jax.output.plotting import runs as _runs
 from lla_jax.output.plotting.figures import new_figure
 from lla_jax.output.plotting.planes import picture
 from lla_jax.output.plotting.reading import Plane
 from lla_jax.output.plotting.scales import Levels
-from lla_jax.output.plotting.trajectories import curve as draw_curve
-from lla_jax.paths.barriers import Barrier
+from lla_jax.output.plotting.trajectories import draw_curve
 from lla_jax.paths.curves import Curve
+from lla_jax.paths.losses.barriers import Barrier
 
 _SHORTEST = 0.1  # of the range of all losses: the shortest barrier with an arrow
 _ENDS = 1e-9  # how far the first and last t may be from 0 and 1
@@ -190,12 +190,12 @@ def curve(
     References: Garipov et al. 2018, arXiv 1802.10026.
     """
     content = reading.plane(plane, value, "curve", argument="plane")
-    runs = _runs.read(plane, seen, "curve")
+    runs = _projections.read(plane, seen, "curve")
     projections = (
         list(seen.values()) if isinstance(seen, Mapping) else seen if isinstance(seen, list | tuple) else [seen]
     )
     points = [_control_points(each) for each in projections]
-    note = _runs.warn_of_outside(runs, content, "points of the curve")
+    note = _projections.warn_of_outside(runs, content, "points of the curve")
     style.check_axes(ax, "a curve")
     fig: Any = new_figure(style.SINGLE, 3.5) if ax is None else ax.figure
     canvas = fig.add_subplot() if ax is None else ax

@@ -22,12 +22,12 @@ from lla_jax.core.results import Landscape
 from lla_jax.core.signatures import explained
 from lla_jax.core.text import SIGN, pm
 from lla_jax.execution.progress import AskedProgress, takes_progress
-from lla_jax.output.plotting import reading, reels, scales, style, surfaces
-from lla_jax.output.plotting import runs as _runs
+from lla_jax.output.plotting import film_files, reading, scales, style, surfaces
+from lla_jax.output.plotting import projections as _projections
 from lla_jax.output.plotting.figures import new_figure
 from lla_jax.output.plotting.planes import picture
+from lla_jax.output.plotting.projections import Run
 from lla_jax.output.plotting.reading import Plane
-from lla_jax.output.plotting.runs import Run
 from lla_jax.output.plotting.scales import Scale
 from lla_jax.output.plotting.trajectories import draw_losses
 
@@ -92,15 +92,15 @@ def film(
     """
     if isinstance(seen, str | os.PathLike):
         raise Misuse("seen", f"{str(seen)!r} given, a file; without a path call film(plane, path={str(seen)!r})")
-    target = reels.check_target(path)
+    target = film_files.check_target(path)
     check_choice("kind", kind, ("surface", "contour"))
     check_integer("frames", frames, remedy="such as 60")
-    rate, pixels = reels.check_rate(fps), reels.check_size(size)
+    rate, pixels = film_files.check_rate(fps), film_files.check_size(size)
     degrees = _check_turn(turn, kind, seen)
     content = reading.plane(plane, value, "film", argument="plane")._replace(mesh=MESH)
-    runs = [] if seen is None else _runs.read(plane, seen, "film")
+    runs = [] if seen is None else _projections.read(plane, seen, "film")
     _check_time(runs)
-    note = _runs.warn_of_outside(runs, content)
+    note = _projections.warn_of_outside(runs, content)
     with deferred_interrupts() as check:
         scene = _Scene(content, runs, kind, value, log, cap, style.join(title, note, by="\n"), pixels)
 
@@ -112,7 +112,7 @@ def film(
                     progress(k + 1, frames)
 
         last = scene.draw(1.0, degrees * (frames - 1) / frames)
-        reels.write(target, shots(), last, rate, title or f"{reading.label(value)} of a plane")
+        film_files.write(target, shots(), last, rate, title or f"{reading.label(value)} of a plane")
     return target
 
 

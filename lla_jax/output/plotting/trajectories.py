@@ -16,12 +16,12 @@ from lla_jax.core.arguments import check_integer
 from lla_jax.core.results import Landscape
 from lla_jax.core.signatures import explained
 from lla_jax.core.types import Directions
+from lla_jax.output.plotting import projections as _projections
 from lla_jax.output.plotting import reading, scales, style
-from lla_jax.output.plotting import runs as _runs
 from lla_jax.output.plotting.figures import new_figure
 from lla_jax.output.plotting.planes import picture
+from lla_jax.output.plotting.projections import Run
 from lla_jax.output.plotting.reading import Plane
-from lla_jax.output.plotting.runs import Run
 from lla_jax.output.plotting.scales import Levels
 
 START, END = "s", "D"
@@ -78,8 +78,8 @@ def trajectory(
       UserWarning: checkpoints lie outside of the plane.
     """
     content = reading.plane(plane, value, "trajectory", argument="plane")
-    runs = _runs.read(plane, seen, "trajectory")
-    note = _runs.warn_of_outside(runs, content)
+    runs = _projections.read(plane, seen, "trajectory")
+    note = _projections.warn_of_outside(runs, content)
     fig = new_figure(style.SINGLE, 5.2)
     upper, lower = fig.subplots(2, 1, height_ratios=(2.3, 1))
     options: dict[str, Any] = {"levels": levels, "log": log, "cap": cap, "title": title}
@@ -169,8 +169,8 @@ def draw_losses(ax: Axes, runs: Sequence[Run], log: bool) -> None:
             continue
         if np.isfinite(run.recorded).any():
             ax.plot(run.steps, run.recorded, color="0.55", linewidth=0.7, label="recorded in training", zorder=1)
-        curve(ax, run.steps, run.loss, run.error, pair[0], "-")
-        curve(ax, run.steps, run.projected, run.projected_error, pair[1], "--")
+        draw_curve(ax, run.steps, run.loss, run.error, pair[0], "-")
+        draw_curve(ax, run.steps, run.projected, run.projected_error, pair[1], "--")
     if known:
         pair = style.COLOURS[:2] if len(runs) == 1 else ["0.4"] * 2
         for label, colour, dash in zip(("loss of the checkpoint", "loss of its projection"), pair, ["-", "--"]):
@@ -188,7 +188,9 @@ def draw_losses(ax: Axes, runs: Sequence[Run], log: bool) -> None:
     ax.yaxis.get_offset_text().set_fontsize(style.SMALL)
 
 
-def curve(ax: Axes, x: np.ndarray, y: np.ndarray, error: np.ndarray, colour: str, dash: str, label: str = "") -> None:
+def draw_curve(
+    ax: Axes, x: np.ndarray, y: np.ndarray, error: np.ndarray, colour: str, dash: str, label: str = ""
+) -> None:
     """Draw a curve with the band of +- 1 standard error, where it has errors; nothing where no value is known."""
     if not np.isfinite(y).any():
         return

@@ -11,7 +11,7 @@ from mpl_toolkits.mplot3d import proj3d
 
 from lla_jax.core.results import Landscape
 from lla_jax.output import plotting
-from lla_jax.paths.projections import Projection
+from lla_jax.paths.projection.projections import Projection
 
 X, Y, Z = np.linspace(-1, 1, 17), np.linspace(-0.5, 2.5, 13), np.linspace(-1, 2, 7)
 MIN = (0.5, -0.25)  # on the grid; its mirror image (-0.25, 0.5) is on the page too

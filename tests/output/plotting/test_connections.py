@@ -10,9 +10,9 @@ from lla_jax.core import recipes
 from lla_jax.core.arguments import Misuse
 from lla_jax.core.results import Landscape
 from lla_jax.output import plotting
-from lla_jax.paths.barriers import Barrier, Height
+from lla_jax.paths.bands.saddles import Saddle
 from lla_jax.paths.curves import Curve, bezier
-from lla_jax.paths.saddles import Saddle
+from lla_jax.paths.losses.barriers import Barrier, Height
 from tests.output.plotting.cases import PLANE_OF_PATH, line, plane_of_path, png, seen, texts
 
 T = np.linspace(0, 1, 13)

@@ -12,7 +12,7 @@ from PIL import Image
 from lla_jax.core.arguments import Misuse
 from lla_jax.output import plotting
 from lla_jax.output.plotting import films, reading
-from lla_jax.output.plotting import runs as _runs
+from lla_jax.output.plotting import projections as _projections
 from tests.output.plotting.cases import MIN, bowl, make, plane_of_path, seen
 
 SMALL = (320, 180)
@@ -29,7 +29,7 @@ def scene(run, kind="surface", plane=None, **options):
     plane = plane_of_path() if plane is None else plane
     options = {"log": False, "cap": None} | options
     content = reading.plane(plane, "loss", "film")
-    return films._Scene(content, _runs.read(plane, run, "film"), kind, "loss", title="", pixels=SMALL, **options)
+    return films._Scene(content, _projections.read(plane, run, "film"), kind, "loss", title="", pixels=SMALL, **options)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""Nudged elastic bands, and the saddles that they lead to."""

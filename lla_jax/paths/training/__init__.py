@@ -1,0 +1,1 @@
+"""Trains curves between two solutions: their ends, batches, gradients, optimizers and stores."""
