@@ -140,6 +140,13 @@ def test_losses_and_errors_along_a_curve_are_those_of_its_points(curve):
     assert {"loss", "acc", "test_loss", "test_acc"} == set(plane.values)
 
 
+def test_statistics_are_reestimated_where_there_are_some():
+    asked = {name: lla.paths.evaluate(CURVES["line"], mlp_loss(), DATA, points=T, batch_stats=name, execution=FIXED)
+             for name in ("reestimate", "frozen")}  # fmt: skip
+    np.testing.assert_array_equal(*(each.values["loss"] for each in asked.values()))
+    assert asked["reestimate"].recipe["batch_stats"] == "frozen"
+
+
 def test_curves_of_one_number_of_points_share_one_program():
     lla.paths.evaluate(CURVES["bezier"], mlp_loss(), DATA, points=5, execution=FIXED)
     other = lla.paths.polygon([B, MIDDLE, A], [0, 0.6, 1])
@@ -243,10 +250,6 @@ REFUSED = {
         "points: .*1.5",
     ),
     "no curve": (lambda: lla.paths.evaluate(A, mlp_loss(), DATA), "curve: .*lla.paths.line"),
-    "other data": (
-        lambda: lla.paths.evaluate(CURVES["line"], mlp_loss(), DATA, batch_stats="reestimate"),
-        "batch_stats: 'reestimate' given, but the loss has no state",
-    ),
 }
 
 

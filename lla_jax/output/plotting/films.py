@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.transforms import blended_transform_factory
 from mpl_toolkits.mplot3d.art3d import Line3D
 
 from lla_jax.core.arguments import Misuse, check_choice, check_integer, misuse
@@ -32,9 +33,12 @@ from lla_jax.output.plotting.scales import Scale
 from lla_jax.output.plotting.trajectories import draw_losses
 
 MESH = 299  # the most vertices per axis of a filmed surface; odd, so that a centre cell stays
-_HEIGHT = 4.5  # inches, so that letters are as large as in a figure of this height
+_HEIGHT = 3.4  # inches, so that letters are as large as in a figure of this height: read at half the size too
+_SIDE = 130.0  # points of this height for words and legend above the losses; where they need more they are smaller
+_ZOOM = 1.1  # of the surface in its axes, which leave a wide margin
 _BETWEEN = 2000  # points about that draw a path between its checkpoints, on the surface
-_WORDS = 42  # characters of a line beside the plane
+_WORDS = 30  # characters of a line beside the plane
+_TOP: dict[str, Any] = {"marker": "D", "markersize": 4, **style.POINT, "color": style.COLOURS[1]}
 _PATH: dict[str, Any] = {"linewidth": 1.8, "solid_capstyle": "round", "zorder": 20}
 
 
@@ -169,10 +173,12 @@ class _Scene:
             (width + 0.5) / self.fig.dpi, (height + 0.5) / self.fig.dpi
         )  # whole pixels, rounded down
         self.canvas = FigureCanvasAgg(self.fig)
-        losses = None
-        grid = self.fig.add_gridspec(2, 2 if runs else 1, width_ratios=(1, 2.2) if runs else None, height_ratios=(1, 2))
+        side = losses = None
+        grid = self.fig.add_gridspec(2, 2 if runs else 1, width_ratios=(1, 1.9) if runs else None)
         ax: Any = self.fig.add_subplot(grid[:, -1], projection="3d" if kind == "surface" else None)
         least = _span(runs, log, cap) if value == "loss" else None
+        if any(np.abs(run.coords[-1]).max() < 1e-9 * np.ptp(plane.x) for run in runs):
+            plane = plane._replace(origin=None)  # the end of a path is marked by its point
         found: list[Scale] = []
         picture(
             kind,
@@ -186,18 +192,27 @@ class _Scene:
             legend=False,
             extra=lambda _ax, _plane, scale: found.append(scale),
         )
+        if kind == "surface":
+            ax.set_box_aspect(None, zoom=_ZOOM)
         if runs:
-            losses = self.fig.add_subplot(grid[1, 0])
+            side, losses = self.fig.add_subplot(grid[0, 0]), self.fig.add_subplot(grid[1, 0])
+            side.axis("off")
             draw_losses(losses, runs, log)
-        self.words = self.fig.text(0.012, 0.97, "", va="top", fontsize=style.SIZE + 1, linespacing=1.4)
+        self.words = self.fig.text(0.012, 0.975, "", va="top", fontsize=style.SIZE, linespacing=1.25)
         self.tracks = [
             _Track(ax, losses, plane, found[0], run, style.RUNS[k % 6] if len(runs) > 1 else "white", value == "loss")
             for k, run in enumerate(runs)
         ]
+        if any(track.top is not None for track in self.tracks):
+            ax.plot([], [], label="loss of the latest checkpoint", **_TOP)
         self.ax, self.runs = ax, runs
         self.azimuth = getattr(ax, "azim", 0.0)
         self.ends = (min(run.steps[0] for run in runs), max(run.steps[-1] for run in runs)) if runs else (0.0, 0.0)
-        style.legend(self.fig, [ax, *([losses] if losses else [])], outside=True, columns=4)
+        caption = style.wrap(plane.caption, _WORDS if runs else 90) if kind == "surface" else ""
+        if side is None or losses is None:
+            style.legend(self.fig, [ax], outside=True, title=caption)
+        else:
+            _explain(grid, side, [ax, losses], caption, self.words, runs)
         self.fig.draw_without_rendering()
         self.fig.set_layout_engine("none")  # which would move the axes with the labels of their ticks
         self.turned: float | None = None
@@ -219,9 +234,8 @@ class _Scene:
                 artist.set_visible(True)
         self.canvas.restore_region(self.background)
         step = self.ends[0] + time * (self.ends[1] - self.ends[0])
-        words = [track.move(step) for track in self.tracks]
-        if words:
-            self.words.set_text("\n".join([f"step {step:,.0f}", *words]))
+        if self.tracks:
+            self.words.set_text(_describe(step, self.runs, [track.move(step) for track in self.tracks]))
         for artist in moving:
             (artist.axes or self.fig).draw_artist(artist)
         return np.array(self.canvas.buffer_rgba())[..., :3]
@@ -267,17 +281,7 @@ class _Track:
         self.stem = self.top = None
         if self.solid and stems and np.isfinite(self.true).any():
             self.stem = self._add([], {"color": "black", "linewidth": 1.0, "zorder": 21})
-            self.top = self._add(
-                [], {"marker": "D", "markersize": 4, **style.POINT, "color": style.COLOURS[1], "zorder": 22}
-            )
-            ax.plot(
-                [],
-                [],
-                marker="D",
-                markersize=4,
-                label="true loss of the latest checkpoint",
-                **(style.POINT | {"color": style.COLOURS[1]}),
-            )
+            self.top = self._add([], {**_TOP, "zorder": 22})
             self.artists += [self.stem, self.top]
         self.dot = None
         if losses is not None and np.isfinite(run.loss).any():
@@ -321,8 +325,8 @@ class _Track:
         """See which points of the path the surface hides from where the camera is now."""
         self.hidden = self._hides(self.points)
 
-    def move(self, step: float) -> str:
-        """Move to a step, and return what the frame says of it: the latest checkpoint and its true loss."""
+    def move(self, step: float) -> int:
+        """Move to a step, and return the number of the latest checkpoint."""
         run = self.run
         at = int(np.clip(np.searchsorted(run.steps, step * (1 + 1e-12), side="right") - 1, 0, len(run.steps) - 1))
         now = self._on_plane(np.array([np.clip(step, run.steps[0], run.steps[-1])]))
@@ -339,7 +343,7 @@ class _Track:
             self._set(self.top, head)
         if self.dot is not None:
             self.dot.set_data([run.steps[at]], [run.loss[at]])
-        return _describe(run, at)
+        return at
 
     def _hides(self, points: np.ndarray) -> np.ndarray:
         """Whether the surface lies before each point, from where the camera is."""
@@ -362,7 +366,52 @@ def _subdivide(steps: np.ndarray) -> np.ndarray:
     return np.append((steps[:-1, None] + share * np.diff(steps)[:, None]).ravel(), steps[-1])
 
 
-def _describe(run: Run, at: int) -> str:
-    """The true loss of a checkpoint with its error, such as "loss 0.432 ± 0.002 (at step 100)"."""
-    loss = f"loss {pm(run.loss[at], run.error[at]).replace(SIGN, ' ± ')}" if np.isfinite(run.loss[at]) else "checkpoint"
-    return style.wrap(style.join(run.name, f"{loss} (at step {run.steps[at]:,.0f})", by=": "), _WORDS)
+def _describe(step: float, runs: Sequence[Run], latest: Sequence[int]) -> str:
+    """The step, and the true loss of the latest checkpoint of each run, such as "loss 0.432 ± 0.002 (at step 100)"."""
+    lines = [f"step {step:,.0f}"]
+    places = [f"(at step {run.steps[at]:,.0f})" for run, at in zip(runs, latest)]
+    for run, at, place in zip(runs, latest, places):
+        known = np.isfinite(run.loss[at])
+        loss = f"loss {pm(run.loss[at], run.error[at]).replace(SIGN, ' ± ')}" if known else "checkpoint"
+        lines.append(style.wrap(style.join(run.name, loss, by=": "), _WORDS))
+        if len(set(places)) > 1:
+            lines.append(place)
+    return "\n".join(lines if len(set(places)) > 1 else [*lines, places[0]])
+
+
+def _explain(grid: Any, side: Any, axes: Sequence[Any], caption: str, words: Any, runs: Sequence[Run]) -> None:
+    """Make room above the losses for words and legend, and draw the legend there.
+
+    Args:
+      grid: the grid of the figure.
+      side: the empty axes above the losses.
+      axes: those whose labels are listed.
+      caption: what a and b are, for a surface.
+      words: the text of each frame, whose size is set.
+      runs: the paths.
+    """
+    entries = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels())}
+    same = all(np.array_equal(run.steps, runs[0].steps) for run in runs)
+    lines = sum(1 if same else 2 for run in runs) + 1 + same + sum(len(run.name) > _WORDS - 20 for run in runs)
+    need = 1.3 * style.SIZE * lines + 1.5 * style.SMALL * (len(entries) + len(caption.splitlines()) + 1)
+    share = min(1.0, _SIDE / need)
+    words.set_fontsize(share * style.SIZE)
+    size = share * style.SMALL
+    grid.set_height_ratios((share * need, 72 * _HEIGHT - share * need))
+    drawn = side.legend(
+        entries.values(),
+        entries,
+        loc="lower left",
+        bbox_to_anchor=(0.012, 0),
+        bbox_transform=blended_transform_factory(side.figure.transFigure, side.transAxes),
+        borderaxespad=0,
+        borderpad=0,
+        labelspacing=0.3,
+        handlelength=2.4,
+        frameon=False,
+        fontsize=size,
+        title=caption or None,
+        title_fontsize=size,
+        alignment="left",
+    )
+    drawn.set_in_layout(False)

@@ -63,10 +63,12 @@ def _directions(landscape: Landscape) -> Mapping[str, Any]:
 def direction_names(landscape: Landscape) -> list[str]:
     """The recipe's names of the directions; an empty list if it has none.
 
-    "eigenvector 1 (lambda = -2)" becomes "eigenvector 1, λ = -2", with spaces at which no line is broken.
+    "eigenvector 1 (lambda = -2)" becomes "eigenvector 1, λ = -2", and "PC 1: 84 %" becomes "PC 1, 84 %", with spaces at
+    which no line is broken.
     """
     names = [str(name) for name in _directions(landscape).get("names") or []]
     pattern = r"^(eigenvector \d+|(?:first|last) eigenvector) \(lambda = (\S+)\)$"
+    names = [re.sub(r"^PC (\d+): (\S+) %$", "PC\xa0\\1, \\2\xa0%", name) for name in names]
     return [re.sub(pattern, _eigenvector_name, name) for name in names]
 
 
@@ -81,9 +83,14 @@ def _kind(landscape: Landscape) -> str:
     by = [str(step.get("by")) for step in steps if isinstance(step, Mapping)]
     names = direction_names(landscape)
     named = {"join", "eigenvectors", *names}  # kinds that the names of the directions say
-    named |= {"pca"} if any(name.startswith("PC ") for name in names) else set()
+    named |= {"pca"} if any(map(_is_component, names)) else set()
     words = [_KINDS.get(kind, label(kind))] if kind and kind not in named else []
     return ", ".join(words + [f"{name}-normalized" for name in by if name.lower() != "none"])
+
+
+def _is_component(name: str) -> bool:
+    """Whether this is the name of a principal component of a path."""
+    return name.startswith(("PC ", "PC\xa0"))
 
 
 def axis_label(landscape: Landscape, k: int, width: int) -> str:
@@ -94,7 +101,10 @@ def axis_label(landscape: Landscape, k: int, width: int) -> str:
     names, kind = direction_names(landscape), _kind(landscape)
     if landscape.recipe.get("rule") == "curve":
         return f"t ({_directions(landscape).get('curve', 'curve')}, from a to b)"
-    text = f"{_LETTERS[k]} (units of {names[k] if k < len(names) else f'd{k + 1}'}"
+    name = names[k] if k < len(names) else f"d{k + 1}"
+    text = f"{_LETTERS[k]} (units of {name}"
+    if _is_component(name):  # of length 1
+        text = f"{_LETTERS[k]} (along {name} of the variance"
     line = f"{text}: {kind})" if kind else f"{text})"
     return line if len(line) <= width or not kind else f"{fill(f'{text}:', width)}\n{fill(f'{kind})', width)}"
 

@@ -43,7 +43,12 @@ def combine(params: PyTree, directions: PyTree, coord: Any) -> PyTree:
 
 
 def policy_of(batch_stats: Policy | None, loss: Any) -> Policy:
-    """The policy of normalization statistics along a curve: by default they are re-estimated where there are some."""
+    """The policy of normalization statistics along a curve: by default they are re-estimated where there are some.
+
+    "reestimate" may be asked for of every network: of one without a state there is nothing to re-estimate.
+    """
+    if batch_stats == "reestimate" and isinstance(loss, Loss) and not jax.tree.leaves(loss.state):
+        return "frozen"
     if batch_stats is not None:
         return batch_stats
     return "reestimate" if isinstance(loss, Loss) and has_floats(loss.state) else "frozen"

@@ -69,6 +69,8 @@ def leaves_of(params: PyTree, like: PyTree, name: str, like_name: str = "the fir
 class Blocks:
     """The checkpoints of one or more runs, one after another, in blocks of ``BLOCK_BYTES``, or of one checkpoint.
 
+    The block that was read last is kept, so that a path of one block is read once, however often it is passed through.
+
     Args:
       runs: the trajectories.
     """
@@ -79,6 +81,7 @@ class Blocks:
         shapes = [_tree.shape_dtype(x) for x in jax.tree.leaves(self.like)]
         each = sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in shapes)
         self.size = min(len(self.where), max(1, BLOCK_BYTES // max(1, each)))
+        self._last: tuple[tuple[int, int], list[Leaves]] = (0, 0), []
 
     def __len__(self) -> int:
         return len(self.where)
@@ -89,16 +92,24 @@ class Blocks:
         return [slice(i, min(i + self.size, len(self))) for i in range(0, len(self), self.size)]
 
     def read(self, block: slice) -> list[Leaves]:
-        """The leaves of each checkpoint of a block. An interrupt acts between two of them.
+        """The leaves of each checkpoint of a block, not to be written to. An interrupt acts between two of them.
 
         Raises:
           Misuse: a checkpoint with entries that are not finite, or of another structure; it is named.
         """
-        found = []
-        for run, i in self.where[block]:
-            interrupts.check_interrupt()
-            found.append([np.asarray(x) for x in jax.tree.leaves(_tree.align(run[i], self.like, f"path[{i}]"))])
-        return found
+        bounds = block.start, block.stop
+        if self._last[0] != bounds:
+            self._last = (0, 0), []  # before the next one takes its memory
+            self._last = bounds, [self._leaves(run, i) for run, i in self.where[block]]
+        return self._last[1]
+
+    def middle(self) -> Leaves:
+        """The leaves of the checkpoint halfway, read by itself."""
+        return self._leaves(*self.where[len(self) // 2])
+
+    def _leaves(self, run: Trajectory, i: int) -> Leaves:
+        interrupts.check_interrupt()
+        return [np.asarray(x) for x in jax.tree.leaves(_tree.align(run[i], self.like, f"path[{i}]"))]
 
 
 def pieces(

@@ -121,7 +121,7 @@ def pca(
     params = runs[0][-1] if params is None else params
     centre = leaves_of(params, runs[0].like, "params")
     count = _counter(progress, sum(total - block.start for block in blocks.slices) + 2 * total)
-    origin = blocks.read(slice(total // 2, total // 2 + 1))[0]
+    origin = blocks.middle()
     gram, rounding, changing = _gram_matrix(blocks, origin, count)
     spread = _spread(gram, rounding + changing * sum(len(run) * _error_of(run) ** 2 for run in runs))
     _check_rank(spread, num, blocks, len(runs))
@@ -149,7 +149,8 @@ def random_walk(*lengths: int) -> np.ndarray:
     """(T - 1,): the shares of the components of a random walk of T checkpoints in many dimensions, descending.
 
     Args:
-      lengths: T; of several independent walks from one point, the number of checkpoints of each.
+      lengths: T; of several independent walks from one point, the number of checkpoints of each. Walks of one
+        checkpoint each have no steps, and 0 for all shares.
     """
     total = sum(lengths)
     if len(lengths) == 1:
@@ -161,7 +162,7 @@ def random_walk(*lengths: int) -> np.ndarray:
             time = np.arange(end - start)
             gram[start:end, start:end] = np.minimum(time[:, None], time)
         values = np.maximum(np.linalg.eigvalsh(_centred(gram))[:0:-1], 0)
-    return values / values.sum()
+    return values / (values.sum() or 1)
 
 
 def split(array: np.ndarray, runs: Sequence[Trajectory]) -> list[np.ndarray]:
@@ -201,9 +202,10 @@ def _gram_matrix(blocks: Blocks, origin: Leaves, count: Callable[[int], None]) -
         rows = blocks.read(one)
         for leaf, part, piece in pieces(rows, origin):
             gram[one, one] += piece @ piece.T
-            moved[leaf][part] |= piece.any(0)
-            piece += origin[leaf].reshape(-1)[part].astype(np.float64)
-            np.maximum(largest[leaf][part], np.abs(piece, out=piece).max(0), out=largest[leaf][part], casting="unsafe")
+            start, low, high = origin[leaf].reshape(-1)[part].astype(np.float64), piece.min(0), piece.max(0)
+            moved[leaf][part] |= (low != 0) | (high != 0)
+            size = np.maximum(abs(start + low), abs(start + high))
+            np.maximum(largest[leaf][part], size, out=largest[leaf][part], casting="unsafe")
         count(len(rows))
         for other in slices[number + 1 :]:
             columns = blocks.read(other)
@@ -213,6 +215,7 @@ def _gram_matrix(blocks: Blocks, origin: Leaves, count: Callable[[int], None]) -
                 gram[one, other] += left @ right.T
             gram[other, one] = gram[one, other].T
             count(len(columns))
+            del columns
     rounding, changing = 0.0, 0
     for x, size, at in zip(origin, largest, moved, strict=True):
         rounding += float(jnp.finfo(x.dtype).eps) ** 2 * float(np.square(size[at], dtype=np.float64).sum())
@@ -230,14 +233,14 @@ def _centred(gram: np.ndarray) -> np.ndarray:
 def _spread(gram: np.ndarray, rounding: float) -> Spread:
     """The eigenvalues and eigenvectors of the mean-centred Gram matrix, without those that rounding can make.
 
-    If s_k are the singular values of the path and N is its rounding, those of the path without it differ from them by
-    |N| at most (Weyl). So an eigenvalue l_k = s_k^2 below |N|^2 may be rounding alone.
+    Of a path of rank r with the rounding N, the eigenvalues beyond the r-th sum to |N|^2 at most (Eckart and Young). So
+    the rank is the least for which they do. Each may be below |N|^2 where all together are not, as of a random walk.
     """
     total = len(gram)
     values, vectors = np.linalg.eigh(_centred(gram))
     values, vectors = np.maximum(values[:0:-1], 0), vectors[:, :0:-1]
-    least = max(rounding, RESOLVED * total * max(values[0], 0))
-    kept = values > least
+    tails = np.cumsum(values[::-1])[::-1]
+    kept = (tails > rounding) & (values > RESOLVED * total * values[0])
     signs = np.sign(vectors.T @ (1 / np.arange(1, total + 1)))
     lost = float(values[~kept].sum() / values.sum()) if values.sum() > 0 else 0.0
     rank = int(kept.sum())
@@ -281,7 +284,7 @@ def _axes(blocks: Blocks, origin: Leaves, vectors: np.ndarray, count: Callable[[
     """The stacked tree of the directions, of norm 1: sum_t v_kt (x_t - origin), in which the mean drops out."""
     num = vectors.shape[1]
     sums = [np.zeros((num, leaf.size)) for leaf in origin]
-    for block in blocks.slices:
+    for block in reversed(blocks.slices):  # the last one was read last
         rows = blocks.read(block)
         for leaf, part, piece in pieces(rows, origin):
             sums[leaf][:, part] += np.einsum("tk,tp->kp", vectors[block], piece)

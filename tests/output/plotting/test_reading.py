@@ -40,6 +40,14 @@ def test_labels(kind):
     assert bare.axes[0].get_xlabel() == ("a" if surface else "a (units of d1)")
 
 
+def test_components_of_a_path_are_told_with_their_shares():
+    plane = make(directions={"kind": "pca", "names": ["PC 1: 84 %", "PC 2: 7.1 %"]})
+    ax = draw("contour", plane).axes[0]
+    assert ax.get_xlabel() == "a (along PC\xa01, 84\xa0% of the variance)"
+    assert ax.get_ylabel() == "b (along PC\xa02, 7.1\xa0% of the variance)"
+    assert "a: PC\xa01, 84\xa0%; b: PC\xa02, 7.1\xa0%" in texts(draw("surface", plane))
+
+
 def test_panels_say_what_their_axes_are():
     same = plotting.panels({"one": make(), "two": make()}, kind="contour")
     assert "a, b: units of random, filter-normalized directions" in texts(same)

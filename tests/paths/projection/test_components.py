@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -137,6 +138,13 @@ def test_a_straight_line_has_no_plane_in_any_precision(scale, dtype, steps):
     assert axes.recipe["names"] == ["PC 1: 100 %"]
 
 
+def test_many_small_components_that_rounding_cannot_make_together_are_kept():
+    walk = np.cumsum(np.random.default_rng(1).standard_normal((100, 1000)), 0).astype(jnp.bfloat16)
+    axes, _ = lla.paths.pca([{"w": row} for row in walk])
+    np.testing.assert_allclose(axes.recipe["explained_variance"][:3], parts(walk)[0][:3], rtol=1e-3)
+    assert axes.recipe["rounding"] < 1e-3
+
+
 def test_a_component_that_rounding_may_add_up_to_is_warned_of():
     t = np.linspace(0, 1, 100)[:, None]
     centre, along, aside = RNG.standard_normal((3, 1000))
@@ -212,6 +220,26 @@ def test_blocks_and_pieces_change_nothing_but_rounding(monkeypatch):
     np.testing.assert_allclose(*shares, atol=1e-12)
     assert seen == sorted(seen)
     assert seen[-1][0] == seen[-1][1]
+
+
+@pytest.mark.parametrize(("block", "reads"), [(2**28, 25), (13 * 240 + 1, 50)])
+def test_each_checkpoint_is_read_once_or_twice_where_two_blocks_hold_all(monkeypatch, block, reads):
+    monkeypatch.setattr(reading, "BLOCK_BYTES", block)
+    read = []
+    checkpoints = [
+        trajectories.Checkpoint(str(t), lambda t=t, tree=tree: read.append(t) or tree)
+        for t, tree in enumerate(trees(curved()))
+    ]
+    path = replace(lla.paths.given(trees(curved())), checkpoints=tuple(checkpoints))
+    lla.paths.pca(path)
+    assert len(read) == reads + 2  # the last one is the centre, the middle one the origin of differences
+
+
+def test_runs_of_one_checkpoint_have_components_and_no_walk():
+    axes, coords = lla.paths.pca([lla.paths.given([tree]) for tree in trees(curved(4))])
+    assert axes.recipe["rank"] == 3
+    assert axes.recipe["random_walk"] == [0, 0, 0]
+    assert [c.shape for c in coords] == [(1, 2)] * 4
 
 
 def test_memory_does_not_grow_with_the_path(monkeypatch):
