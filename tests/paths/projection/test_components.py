@@ -224,7 +224,7 @@ def test_blocks_and_pieces_change_nothing_but_rounding(monkeypatch):
 
 @pytest.mark.parametrize(("block", "reads"), [(2**28, 25), (13 * 240 + 1, 50)])
 def test_each_checkpoint_is_read_once_or_twice_where_two_blocks_hold_all(monkeypatch, block, reads):
-    monkeypatch.setattr(reading, "BLOCK_BYTES", block)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", block)
     read = []
     checkpoints = [
         trajectories.Checkpoint(str(t), lambda t=t, tree=tree: read.append(t) or tree)
