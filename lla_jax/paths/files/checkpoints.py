@@ -94,6 +94,9 @@ def make_trajectory(found: Sequence[Entry], like: PyTree, source: str) -> Trajec
       found: the checkpoints.
       like: the shapes of the parameters.
       source: the word for the recipe.
+
+    Raises:
+      Misuse: some have a state and others none, or one of another structure; the file is named.
     """
     first = found[0]
     for each in found:

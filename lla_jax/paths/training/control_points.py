@@ -315,6 +315,16 @@ def start_of(
     The displacement is the same for all of them: displacement |b - a| times a random unit vector perpendicular to the
     line, and 0 in leaves that are not ``chosen``. Where the landscape is symmetric about the line, nothing else would
     push the curve aside.
+
+    Args:
+      training: has the ends.
+      key: draws the direction.
+      points: number of control points K, the ends included.
+      displacement: in units of |b - a|.
+      chosen: whether each leaf is displaced; None for all.
+
+    Returns:
+      A tree on the host with a leading axis K - 2 on every leaf.
     """
     a, b = training.ends.a, training.ends.b
     leaves, structure = jax.tree.flatten(a)
