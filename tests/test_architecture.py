@@ -5,6 +5,7 @@ another room of its floor. Imports inside functions and under ``TYPE_CHECKING`` 
 """
 
 import ast
+import graphlib
 import importlib
 import inspect
 import pathlib
@@ -63,6 +64,17 @@ WRONG = list(wrong_ways(PACKAGE, FLOORS))
 
 def test_imports_go_down_the_floors_and_one_way_in_a_room():
     assert not WRONG
+
+
+def test_the_inner_rooms_of_a_room_import_one_way():
+    """``paths/bands`` builds on ``paths/training``, and never the other way."""
+    inner = {name: name.rpartition("/")[0] for name in ARROWS if name.count("/") > 1}
+    above = {room: set() for room in inner.values()}
+    for name, others in ARROWS.items():
+        if name in inner:
+            above[inner[name]] |= {inner[other] for other in others if other in inner} - {inner[name]}
+    assert above["paths/bands"] >= {"paths/training"}
+    graphlib.TopologicalSorter(above).prepare()
 
 
 @pytest.mark.parametrize("module", sorted(ARROWS))

@@ -21,7 +21,8 @@ from lla_jax.landscape.grids import grid
 from lla_jax.landscape.modes import all_modes
 from lla_jax.output import plotting
 from lla_jax.output.storage import save
-from lla_jax.paths.files.recording import load, record
+from lla_jax.paths.files.loading import load
+from lla_jax.paths.files.recording import record
 
 TRAINING = "training"  # the folder of its recording
 Bar = Callable[..., AbstractContextManager[Callable[[float, float | None], None]]]

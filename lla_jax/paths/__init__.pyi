@@ -5,7 +5,7 @@ from lla_jax.paths.curves import bezier as bezier
 from lla_jax.paths.curves import line as line
 from lla_jax.paths.curves import polygon as polygon
 from lla_jax.paths.files.checkpoints import from_checkpoints as from_checkpoints
-from lla_jax.paths.files.recording import load as load
+from lla_jax.paths.files.loading import load as load
 from lla_jax.paths.files.recording import record as record
 from lla_jax.paths.losses.along_curves import evaluate as evaluate
 from lla_jax.paths.losses.at_trees import losses_at as losses_at

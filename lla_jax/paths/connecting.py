@@ -122,9 +122,10 @@ def connect(
         raise misuse(name, value, f'left out for kind="{kind}", since it belongs to kind="band"')
     if is_band and select is not None:
         raise misuse("select", select, 'left out for kind="band", whose pivots move in all parameters')
+    asked = {"points": points, "displacement": displacement}
+    start: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     if not is_band:
-        points = control_points.check_points(3 if points is None else points, kind)
-        displacement = control_points.check_displacement(0.05 if displacement is None else displacement)
+        start = control_points.check_start(kind, **start)
     prepared = assembly.prepare(
         loss,
         a,
@@ -145,14 +146,11 @@ def connect(
     if is_band:
         from lla_jax.paths.bands.training import connect_band
 
-        common: dict[str, Any] = {"points": points, "displacement": displacement}
-        return connect_band(prepared, **{k: v for k, v in common.items() if v is not None}, **of_band)
-    assert points is not None
-    assert displacement is not None
-    return _fit(prepared, points, displacement, select)
+        return connect_band(prepared, **start, **of_band)
+    return _fit(prepared, select, **start)
 
 
-def _fit(prepared: assembly.Training, points: int, displacement: float, select: Select | None) -> Curve:
+def _fit(prepared: assembly.Training, select: Select | None, points: int, displacement: float) -> Curve:
     fit = control_points.Fit(prepared, points, displacement, select)
     fit.run()
     ends = prepared.ends

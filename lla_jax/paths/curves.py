@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lla_jax.core import recipes
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, check_choice, check_integer, misuse
 from lla_jax.core.refusals import no_array
@@ -178,6 +179,11 @@ class Curve:
         basis = bernstein(self.num - 2, t)
         squares = np.einsum("...i,ij,...j->...", basis, self._steps, basis)
         return (self.num - 1) * np.sqrt(np.maximum(squares, 0))
+
+
+def fingerprints(curve: Curve) -> list[str]:
+    """A short text for each control point of a curve, by which it is known again."""
+    return [recipes.fingerprint(point) for point in unstack(curve.points)]
 
 
 def bernstein(degree: int, t: Any) -> np.ndarray:

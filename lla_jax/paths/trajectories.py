@@ -222,7 +222,11 @@ def as_trajectory(path: Any, name: str = "path", least: int = 1) -> Trajectory:
 
 
 def from_trees(trees: Sequence[PyTree], name: str) -> Trajectory:
-    """A trajectory of trees in memory, each of which is checked at once."""
+    """A trajectory of trees in memory, each of which is checked at once.
+
+    Raises:
+      Misuse: no trees, or one that is not finite or has another structure than the first; it is named.
+    """
     if not trees:
         raise Misuse(name, "has no checkpoints; give at least one tree of parameters")
     first = trees[0]

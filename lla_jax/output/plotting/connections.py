@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lla_jax.core import recipes
 from lla_jax.core.arguments import Misuse, misuse, show_value
 from lla_jax.core.results import Landscape
 from lla_jax.core.signatures import explained
@@ -23,7 +21,7 @@ from lla_jax.output.plotting.planes import picture
 from lla_jax.output.plotting.reading import Plane
 from lla_jax.output.plotting.scales import Levels
 from lla_jax.output.plotting.trajectories import draw_curve
-from lla_jax.paths.curves import Curve
+from lla_jax.paths.curves import Curve, fingerprints
 from lla_jax.paths.losses.barriers import Barrier
 
 _SHORTEST = 0.1  # of the range of all losses: the shortest barrier with an arrow
@@ -191,10 +189,7 @@ def curve(
     """
     content = reading.plane(plane, value, "curve", argument="plane")
     runs = _projections.read(plane, seen, "curve")
-    projections = (
-        list(seen.values()) if isinstance(seen, Mapping) else seen if isinstance(seen, list | tuple) else [seen]
-    )
-    points = [_control_points(each) for each in projections]
+    points = [_control_points(each) for _, _, each in _projections.named(seen)]
     note = _projections.warn_of_outside(runs, content, "points of the curve")
     style.check_axes(ax, "a curve")
     fig: Any = new_figure(style.SINGLE, 3.5) if ax is None else ax.figure
@@ -295,44 +290,13 @@ def band(
             "None given, and the band keeps no losses of its pivots; pass lla.paths.evaluate(curve, loss, data)",
         )
     fig, canvas = style.canvas(ax, 2.9)
-    drawn = []
-    if landscape is not None:
-        (t,), z = reading.read(landscape, value, 1, "band", "landscape")
-        _check_of_curve(landscape, curve, t)
-        errors = landscape.stderr.get(value)
-        error = (
-            np.full(len(t), np.nan) if errors is None else np.asarray(errors, float)[np.argsort(landscape.coords[0])]
-        )
-        draw_curve(canvas, np.asarray(curve.lengths(t)), z, error, style.COLOURS[0], "-", reading.label(value))
-        drawn.append(z)
-        if np.isfinite(error).any():
-            canvas.plot([], [], color="0.5", alpha=0.4, linewidth=6, label="± 1 standard error")
+    drawn = [] if landscape is None else [_draw_between_pivots(canvas, curve, landscape, value)]
     if losses is not None:
-        look: dict[str, Any] = {"linestyle": "none" if landscape is not None else "-", "linewidth": 1.0}
-        canvas.plot(
-            curve.lengths(knots),
-            losses,
-            marker="o",
-            markersize=3.5,
-            color=style.COLOURS[1],
-            label="pivots (loss in training)",
-            zorder=3,
-            clip_on=False,
-            **look,
-        )
+        _draw_pivots(canvas, curve, knots, losses, joined=landscape is None)
         drawn.append(losses)
-    saddle = curve.saddle
-    if saddle is not None and np.isfinite(saddle.loss):
-        canvas.plot(
-            curve.lengths(saddle.t),
-            saddle.loss,
-            marker="*",
-            markersize=10,
-            zorder=4,
-            clip_on=False,
-            label=_describe(saddle),
-            **style.POINT,
-        )
+    if curve.saddle is not None and np.isfinite(curve.saddle.loss):
+        look: dict[str, Any] = {"marker": "*", "markersize": 10, "zorder": 4, "clip_on": False, **style.POINT}
+        canvas.plot(curve.lengths(curve.saddle.t), curve.saddle.loss, label=_describe(curve.saddle), **look)
     scales.finite(drawn, value, log)
     if log:
         scales.set_log(canvas)
@@ -340,6 +304,26 @@ def band(
     canvas.set_xlabel("arc length from a to b (norm over all parameters)", fontsize=style.SIZE)
     _finish(fig, canvas, reading.label(value), title, outside=ax is None)
     return fig
+
+
+def _draw_between_pivots(ax: Axes, curve: Curve, landscape: Landscape, value: str) -> np.ndarray:
+    """Draw the losses of a landscape along a band by arc length, with their errors; the losses."""
+    (t,), z = reading.read(landscape, value, 1, "band", "landscape")
+    _check_of_curve(landscape, curve, t)
+    errors = landscape.stderr.get(value)
+    order = np.argsort(landscape.coords[0])
+    error = np.full(len(t), np.nan) if errors is None else np.asarray(errors, float)[order]
+    draw_curve(ax, np.asarray(curve.lengths(t)), z, error, style.COLOURS[0], "-", reading.label(value))
+    if np.isfinite(error).any():
+        ax.plot([], [], color="0.5", alpha=0.4, linewidth=6, label="± 1 standard error")
+    return z
+
+
+def _draw_pivots(ax: Axes, curve: Curve, knots: np.ndarray, losses: np.ndarray, joined: bool) -> None:
+    """Draw the pivots of a band as dots, joined by lines where nothing else shows the losses between them."""
+    look: dict[str, Any] = {"marker": "o", "markersize": 3.5, "color": style.COLOURS[1], "zorder": 3, "linewidth": 1.0}
+    dash = "-" if joined else "none"
+    ax.plot(curve.lengths(knots), losses, linestyle=dash, label="pivots (loss in training)", clip_on=False, **look)
 
 
 def _pivots(curve: Curve) -> tuple[np.ndarray, np.ndarray | None]:
@@ -355,17 +339,12 @@ def _check_of_curve(landscape: Landscape, curve: Curve, t: np.ndarray) -> None:
     """Refuse a landscape that belongs to another curve, as far as its recipe tells."""
     directions = landscape.recipe.get("directions")
     points = directions.get("points") if isinstance(directions, Mapping) else None
-    own = _fingerprints(curve)
-    if (t < 0).any() or (t > 1).any() or (points is not None and list(points) != own):
+    if (t < 0).any() or (t > 1).any() or (points is not None and list(points) != fingerprints(curve)):
         raise Misuse(
             "landscape",
             f"{show_value(landscape)} given, which is not along this band; pass "
             "lla.paths.evaluate(curve, loss, data) of the same curve",
         )
-
-
-def _fingerprints(curve: Curve) -> list[str]:
-    return [recipes.fingerprint(jax.tree.map(lambda x, k=k: x[k], curve.points)) for k in range(curve.num)]
 
 
 def _describe(saddle: Any) -> str:

@@ -169,9 +169,8 @@ class _Scene:
         width, height = pixels
         self.fig = new_figure(_HEIGHT * width / height, _HEIGHT)
         self.fig.dpi = height / _HEIGHT
-        self.fig.set_size_inches(
-            (width + 0.5) / self.fig.dpi, (height + 0.5) / self.fig.dpi
-        )  # whole pixels, rounded down
+        inches = (np.array(pixels) + 0.5) / self.fig.dpi  # matplotlib rounds the pixels down
+        self.fig.set_size_inches(*inches)
         self.canvas = FigureCanvasAgg(self.fig)
         side = losses = None
         grid = self.fig.add_gridspec(2, 2 if runs else 1, width_ratios=(1, 1.9) if runs else None)

@@ -47,11 +47,10 @@ def read(landscape: Landscape, seen: Any, function: str) -> list[Run]:
     Raises:
       ValueError: no projection, one of another number of axes, or of another plane.
     """
-    several = isinstance(seen, Mapping | list | tuple)
-    if several and not len(seen):
+    if isinstance(seen, Mapping | list | tuple) and not len(seen):
         raise misuse("seen", seen, "one projection or more, as lla.paths.project returns them")
     runs = []
-    for argument, name, projection in _named(seen) if several else iter([("seen", "", seen)]):
+    for argument, name, projection in named(seen):
         if not isinstance(projection, Projection):
             raise reading.wrong_object(argument, projection, "what lla.paths.project(path, axes, ...) returned")
         _check_same_plane(argument, landscape, projection)
@@ -59,10 +58,12 @@ def read(landscape: Landscape, seen: Any, function: str) -> list[Run]:
     return runs
 
 
-def _named(seen: Mapping[Any, Any] | Sequence[Any]) -> Iterator[tuple[str, str, Any]]:
-    """(argument, name, projection) of each of several."""
+def named(seen: Any) -> Iterator[tuple[str, str, Any]]:
+    """(argument, name, projection) of each of several; of a single one, which has no name, its own."""
     if isinstance(seen, Mapping):
         yield from ((f"seen[{name!r}]", str(name), each) for name, each in seen.items())
+    elif not isinstance(seen, list | tuple):
+        yield "seen", "", seen
     else:
         yield from ((f"seen[{i}]", f"run {i + 1}", each) for i, each in enumerate(seen))
 

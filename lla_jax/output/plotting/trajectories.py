@@ -36,9 +36,7 @@ _ARROW: dict[str, Any] = {
     "shrinkA": 0,
     "shrinkB": 0,
 }
-_WIDE = (
-    20.0  # the ratio of losses from which on their curves are logarithmic, since a linear axis shows the start alone
-)
+_WIDE = 20.0  # ratio of losses from which on their axis is logarithmic: a linear one shows the start alone
 _MOST_DOTS = 300  # checkpoints that have a dot each; of more, evenly spaced ones
 
 

@@ -45,7 +45,15 @@ class Highest(NamedTuple):
 def find_highest(
     loss: Loss, pivots: list[PyTree], draws: Iterable[Draw], samples: int, precision: Precision
 ) -> Highest:
-    """The highest of all pivots and of equally spaced samples between them, by the loss over all examples."""
+    """The highest of all pivots and of equally spaced samples between them, by the loss over all examples.
+
+    Args:
+      loss: the loss.
+      pivots: K trees.
+      draws: the batches, which can be read again and again.
+      samples: number of samples between two pivots.
+      precision: of matrix products.
+    """
     losses = full_losses(loss, pivots, draws, precision)
     at = int(np.nanargmax(losses)) if np.isfinite(losses).any() else 0
     best = Highest(at, 0.0, pivots[at], float(losses[at]), losses)
@@ -66,7 +74,17 @@ def climb_once(
     draws: Iterable[Draw],
     precision: Precision,
 ) -> Climb:
-    """The image after one step, from the gradient over all examples."""
+    """The image after one step, from the gradient over all examples.
+
+    Args:
+      climb: the image.
+      neighbours: two stacked pivots, before and behind it.
+      losses: (2,) theirs.
+      floor: the loss below which a point is no top.
+      loss: the loss.
+      draws: the batches.
+      precision: of matrix products.
+    """
     value, gradient = full_slope(loss, climb.params, draws, precision)
     return climb_step(climb, value, gradient, neighbours, losses, floor)
 
@@ -85,6 +103,14 @@ def lowest_eigenvalues(
     Up to 200 parameters the whole matrix is computed. Of a larger one the lowest three eigenvalues are found by
     Lanczos, so that a count of 3 means three or more. An eigenvalue within its residual of 0, or within rounding of the
     largest, counts as 0.
+
+    Args:
+      loss: the loss.
+      params: the point.
+      data: the data set or stream.
+      key: draws the start vector of Lanczos.
+      batch_size: examples per batch; None for all.
+      precision: of matrix products.
     """
     H = operators.hessian(
         loss,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 from lla_jax.core.arguments import check_flag, check_integer, check_number
+from lla_jax.paths.training.control_points import DISPLACEMENT, check_displacement
 
 
 class BandOptions(TypedDict, total=False):
@@ -46,7 +47,7 @@ class Settings:
     """
 
     points: int = 3
-    displacement: float = 0.05
+    displacement: float = DISPLACEMENT
     cycles: int = 14
     insert: int = 2
     samples: int = 9
@@ -55,7 +56,7 @@ class Settings:
     curvature: bool = False
 
     def __post_init__(self) -> None:
-        check_number("displacement", self.displacement, least=0.0, remedy="in units of |b - a|, such as 0.05")
+        check_displacement(self.displacement)
         check_integer("points", self.points, remedy="the number of pivots to begin with, such as 3")
         check_integer("cycles", self.cycles, remedy="such as 14")
         check_integer("insert", self.insert, least=0, remedy="new pivots per cycle, such as 2")

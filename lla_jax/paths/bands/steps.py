@@ -125,6 +125,14 @@ def insert_pivots(band: Band, loss: Loss, draw: Draw, samples: int, most: int, p
     """The band with new pivots where its losses on a batch lie most above the straight line between two pivots.
 
     A new pivot takes over the memory of the optimizer at the pivot next to it.
+
+    Args:
+      band: the band.
+      loss: of this step.
+      draw: the batch.
+      samples: points between two pivots at which losses are computed.
+      most: new pivots at most.
+      precision: of matrix products.
     """
 
     def losses_of(trees: list[PyTree]) -> np.ndarray:

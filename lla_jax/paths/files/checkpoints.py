@@ -16,7 +16,7 @@ from lla_jax.core.arguments import Misuse, check_flag, misuse
 from lla_jax.core.patterns import expand, number_in
 from lla_jax.core.signatures import explained
 from lla_jax.core.types import PyTree, Recipe
-from lla_jax.paths.files import array_files, leaf_names, recording, step_files
+from lla_jax.paths.files import array_files, leaf_names, loading, step_files
 from lla_jax.paths.files.array_files import Source
 from lla_jax.paths.host_trees import shapes_of
 from lla_jax.paths.trajectories import Checkpoint, Trajectory
@@ -94,6 +94,9 @@ def make_trajectory(found: Sequence[Entry], like: PyTree, source: str) -> Trajec
       found: the checkpoints.
       like: the shapes of the parameters.
       source: the word for the recipe.
+
+    Raises:
+      Misuse: some have a state and others none, or one of another structure; the file is named.
     """
     first = found[0]
     for each in found:
@@ -125,8 +128,8 @@ def _unique(files: Sequence[Path]) -> list[str]:
 def _entries(path: Path, like: PyTree, state_like: PyTree, key: str | None, strict: bool) -> list[Entry]:
     """The checkpoints of a path: one, or those of the steps of a folder."""
     if path.is_dir():
-        if recording.is_recording(path):
-            return _of_recording(recording.load(path, like, state_like=state_like))
+        if loading.is_recording(path):
+            return _of_recording(loading.load(path, like, state_like=state_like))
         if not array_files.is_orbax(path) and (steps := array_files.orbax_steps(path)):
             return [_of_source(array_files.open_source(step), like, state_like, key, strict) for step in steps]
     elif step_files.is_step(path):

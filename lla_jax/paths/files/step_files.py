@@ -23,6 +23,7 @@ from lla_jax.core.types import PyTree
 from lla_jax.paths.files import containers
 
 FORMAT, VERSION = "lla_jax recording", 1
+MANIFEST = "recording.json"  # of the folder
 HALF = "bfloat16"  # the type of differences
 
 _NAME = re.compile(r"step-(\d{1,19})\.npz")
@@ -71,6 +72,22 @@ def list_steps(folder: Path) -> dict[int, Path]:
     """The files of a folder by their steps, in ascending order."""
     found = ((_NAME.fullmatch(file.name), file) for file in folder.glob("step-*.npz"))
     return dict(sorted((int(match[1]), file) for match, file in found if match))
+
+
+def check_same(then: Mapping[str, Any], now: Mapping[str, Any], others: str, name: str = "") -> None:
+    """Raise an error unless parameters and state have the same leaves in both descriptions.
+
+    Args:
+      then, now: {"params": description, "state": description or None}.
+      others: what the leaves must be, in words.
+      name: of what holds them, for the error.
+
+    Raises:
+      Misuse: they differ; the first difference is named.
+    """
+    for tree in ("params", "state"):
+        if text := containers.difference(then, now, tree):
+            raise Misuse(f"{name} {tree}".strip(), f"{text}; the leaves must be {others}")
 
 
 # --- writing

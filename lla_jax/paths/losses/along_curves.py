@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lla_jax.core import recipes
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, is_integer, misuse
 from lla_jax.core.data import Stream
@@ -26,8 +25,8 @@ from lla_jax.landscape.jobs import Job
 from lla_jax.landscape.rules import Rule
 from lla_jax.landscape.store import folders, writing
 from lla_jax.landscape.tasks import Policy, Task
-from lla_jax.paths.curves import Curve, as_numbers
-from lla_jax.paths.host_trees import has_floats, unstack
+from lla_jax.paths.curves import Curve, as_numbers, fingerprints
+from lla_jax.paths.host_trees import has_floats
 
 
 def combine(params: PyTree, directions: PyTree, coord: Any) -> PyTree:
@@ -92,7 +91,7 @@ def curve_job(curve: Curve, coords: np.ndarray, task: Task, name: str = "curve")
         "curve": curve.kind,
         "names": ["t"],
         "marks": [["a", [0.0]], ["b", [1.0]]],
-        "points": [recipes.fingerprint(point) for point in unstack(curve.points)],
+        "points": fingerprints(curve),
         **({} if curve.knots is None else {"knots": curve.knots.tolist()}),
     }
     job = jobs.set_axes(job, Directions(curve.points, recipe))

@@ -15,6 +15,8 @@ from lla_jax.core import interrupts
 from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse
 from lla_jax.core.types import PyTree
+from lla_jax.paths.curves import Curve
+from lla_jax.paths.host_trees import bytes_of
 from lla_jax.paths.trajectories import Trajectory, as_trajectory
 
 Leaves = list[np.ndarray]
@@ -32,14 +34,14 @@ def runs_of(path: Any, least: int = 1) -> tuple[list[Trajectory], bool]:
     Raises:
       Misuse: no path, fewer checkpoints in a run than ``least``, or runs of different structure.
     """
-    if isinstance(path, list | tuple) and path and all(isinstance(run, Trajectory) or is_curve(run) for run in path):
+    if isinstance(path, list | tuple) and path and all(isinstance(run, Trajectory | Curve) for run in path):
         runs = [as_trajectory(_points_of(run), f"path[{i}]", least) for i, run in enumerate(path)]
         for i, run in enumerate(runs):
             _tree.align(run.like, runs[0].like, f"path[{i}]", "path[0]")
         return runs, True
     if isinstance(path, list | tuple):
         for i, run in enumerate(path):
-            if isinstance(run, Trajectory) or is_curve(run):
+            if isinstance(run, Trajectory | Curve):
                 text = (
                     f"its entry {i} is a trajectory, and others are none; several runs are a list of trajectories, and "
                 )
@@ -47,13 +49,8 @@ def runs_of(path: Any, least: int = 1) -> tuple[list[Trajectory], bool]:
     return [as_trajectory(_points_of(path), "path", least)], False
 
 
-def is_curve(path: Any) -> bool:
-    """Whether an object is a curve, which has a trajectory and is none."""
-    return not isinstance(path, Trajectory) and callable(getattr(path, "trajectory", None))
-
-
 def _points_of(path: Any) -> Any:
-    return path.trajectory() if is_curve(path) else path
+    return path.trajectory() if isinstance(path, Curve) else path
 
 
 def leaves_of(params: PyTree, like: PyTree, name: str, like_name: str = "the first checkpoint") -> Leaves:
@@ -78,9 +75,7 @@ class Blocks:
     def __init__(self, runs: Sequence[Trajectory]):
         self.like = runs[0].like
         self.where = [(run, i) for run in runs for i in range(len(run))]
-        shapes = [_tree.shape_dtype(x) for x in jax.tree.leaves(self.like)]
-        each = sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in shapes)
-        self.size = min(len(self.where), max(1, BLOCK_BYTES // max(1, each)))
+        self.size = min(len(self.where), max(1, BLOCK_BYTES // max(1, bytes_of(self.like))))
         self._last: tuple[tuple[int, int], list[Leaves]] = (0, 0), []
 
     def __len__(self) -> int:

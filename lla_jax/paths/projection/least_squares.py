@@ -36,6 +36,12 @@ class Frame(NamedTuple):
 def frame_of(axes: Directions, params: PyTree, centre: Leaves, name: str = "axes") -> Frame:
     """The axes with their Gram matrix.
 
+    Args:
+      axes: k directions.
+      params: the parameters whose structure they must have.
+      centre: the leaves of the centre.
+      name: of the axes, in errors.
+
     Raises:
       Misuse: axes of another structure than the centre, one that is zero, or axes that are nearly dependent.
     """

@@ -16,9 +16,10 @@ from lla_jax.directions import centres
 from lla_jax.directions.checks import check_axes
 from lla_jax.execution.progress import AskedProgress, check_on_partial, takes_progress
 from lla_jax.landscape.tasks import Policy
+from lla_jax.paths.curves import Curve
 from lla_jax.paths.host_trees import has_floats, size_of, unstack
 from lla_jax.paths.projection import checkpoint_values
-from lla_jax.paths.projection.blocks import Blocks, is_curve, leaves_of, runs_of
+from lla_jax.paths.projection.blocks import Blocks, leaves_of, runs_of
 from lla_jax.paths.projection.curvatures import Asked, check_curvature
 from lla_jax.paths.projection.least_squares import Frame, coordinates, frame_of
 from lla_jax.paths.projection.projections import PROJECTED, Projection
@@ -139,7 +140,7 @@ def project(
     frame = frame_of(axes, params, centre)
     recipe = _recipe(axes, params, loss, data, options, asked)
     seen = [_locate(run, frame, recipe) for run in runs]
-    if is_curve(path):
+    if isinstance(path, Curve):
         seen[0].recipe["marks"] = _marks(path, runs[0], frame)
     if resume is not None:
         checkpoint_values.continue_from(resume, seen, several)
@@ -186,7 +187,7 @@ def _check_states(loss: Any, path: Any, runs: Sequence[Trajectory], batch_stats:
     """Raise an error if running averages would be those of another checkpoint."""
     if batch_stats != "frozen" or not isinstance(loss, Loss) or not has_floats(loss.state):
         return
-    if any(is_curve(each) for each in (path if isinstance(path, list | tuple) else [path])):
+    if any(isinstance(each, Curve) for each in (path if isinstance(path, list | tuple) else [path])):
         raise Misuse(
             "batch_stats",
             "'frozen' given for a curve, along which running averages are known at its ends alone; pass "
@@ -237,7 +238,7 @@ def _locate(run: Trajectory, frame: Frame, recipe: Recipe) -> Projection:
     return Projection(coords, distance, run.steps, run.names, run.losses, {}, {}, {}, {}, recipe)
 
 
-def _marks(curve: Any, run: Trajectory, frame: Frame) -> list[Any]:
+def _marks(curve: Curve, run: Trajectory, frame: Frame) -> list[Any]:
     """[name, coordinates] of each control point of a curve."""
     trees = unstack(curve.points)
     names = ["A", *[f"P{k}" for k in range(1, len(trees) - 1)], "B"]

@@ -14,11 +14,10 @@ from lla_jax.core.arguments import Misuse, check_integer, check_number, single_k
 from lla_jax.core.data import Stream, as_arrays, check_batch_size, check_uncut, num_examples
 from lla_jax.core.types import Batch, Execution, Loss, PyTree, Recipe
 from lla_jax.execution import plans
-from lla_jax.paths.training import ends as _ends
 from lla_jax.paths.training import optimizers
 from lla_jax.paths.training.batch_slopes import has_statistics
 from lla_jax.paths.training.batches import Batches
-from lla_jax.paths.training.ends import Ends
+from lla_jax.paths.training.ends import Ends, make_ends
 from lla_jax.paths.training.optimizers import Optimizer
 from lla_jax.paths.training.stores import Keeper
 
@@ -89,7 +88,7 @@ def prepare(
     save_every = check_integer("save_every", save_every, remedy="in steps, such as 10")
     weight_decay = check_number("weight_decay", weight_decay, least=0.0, remedy="such as 5e-4, or 0 for none")
     given = None if optimizer is None else optimizers.as_optimizer(optimizer)
-    joined = _ends.join(loss, a, b, state_b)
+    joined = make_ends(loss, a, b, state_b)
     batch_size = _check_batches(data, batch_size)
     train = has_statistics(joined.loss)
     data = data if isinstance(data, Stream) else as_arrays(data)

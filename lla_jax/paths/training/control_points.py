@@ -34,6 +34,7 @@ from lla_jax.paths.training.batches import Draw, block_of
 from lla_jax.paths.training.optimizers import Optimizer
 from lla_jax.paths.training.stores import Kept, from_arrays, to_arrays
 
+POINTS, DISPLACEMENT = 3, 0.05  # by default
 STRATA = 32  # parts of [0, 1] into which as many successive draws of t fall, one into each
 MOST_STEPS = 256  # of a call
 CALL_S = 0.1  # for which a call takes as many steps as fit
@@ -314,6 +315,16 @@ def start_of(
     The displacement is the same for all of them: displacement |b - a| times a random unit vector perpendicular to the
     line, and 0 in leaves that are not ``chosen``. Where the landscape is symmetric about the line, nothing else would
     push the curve aside.
+
+    Args:
+      training: has the ends.
+      key: draws the direction.
+      points: number of control points K, the ends included.
+      displacement: in units of |b - a|.
+      chosen: whether each leaf is displaced; None for all.
+
+    Returns:
+      A tree on the host with a leading axis K - 2 on every leaf.
     """
     a, b = training.ends.a, training.ends.b
     leaves, structure = jax.tree.flatten(a)
@@ -339,13 +350,18 @@ def start_of(
     return jax.tree.unflatten(structure, stacked)
 
 
+def check_start(kind: str, points: Any = POINTS, displacement: Any = DISPLACEMENT) -> dict[str, Any]:
+    """{"points": the number of control points, "displacement": a float}, after a check.
+
+    Raises:
+      ValueError: fewer than one free control point; a displacement that is no number of at least 0.
+    """
+    if isinstance(points, int) and not isinstance(points, bool) and points == 2:
+        raise Misuse("points", f"2 given, which are the ends alone; a {kind} needs a free control point: points=3")
+    points = check_integer("points", points, least=3, remedy="the ends included, such as 3")
+    return {"points": points, "displacement": check_displacement(displacement)}
+
+
 def check_displacement(value: Any) -> float:
     """The displacement as a float; a ValueError unless it is a number of at least 0."""
     return check_number("displacement", value, least=0.0, remedy="in units of |b - a|, such as 0.05")
-
-
-def check_points(value: Any, kind: str) -> int:
-    """The number of control points as an int; a ValueError unless one of them is free."""
-    if isinstance(value, int) and not isinstance(value, bool) and value == 2:
-        raise Misuse("points", f"2 given, which are the ends alone; a {kind} needs a free control point: points=3")
-    return check_integer("points", value, least=3, remedy="the ends included, such as 3")

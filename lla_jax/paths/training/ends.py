@@ -39,7 +39,7 @@ class Ends:
         return size_of(self.a)
 
 
-def join(loss: Loss | Callable[..., Any], a: PyTree, b: PyTree, state_b: PyTree = None) -> Ends:
+def make_ends(loss: Loss | Callable[..., Any], a: PyTree, b: PyTree, state_b: PyTree = None) -> Ends:
     """The ends of a curve from ``a`` to ``b``, after their check.
 
     Args:

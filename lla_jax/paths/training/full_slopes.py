@@ -99,7 +99,14 @@ def _penalty(loss: Loss, params: PyTree) -> tuple[Any, PyTree]:
 
 
 def full_losses(loss: Loss, trees: Iterable[PyTree], draws: Iterable[Draw], precision: Precision) -> np.ndarray:
-    """The losses over all batches at T points, (T,) float64; NaN where nothing counts."""
+    """The losses over all batches at T points, (T,) float64; NaN where nothing counts.
+
+    Args:
+      loss: the loss, with the penalty.
+      trees: T parameter trees.
+      draws: the batches, such as a ``Pass``.
+      precision: of matrix products.
+    """
     trees = list(trees)
     sums = np.zeros((2, len(trees)))
     with jax.default_matmul_precision(precision):
@@ -112,7 +119,14 @@ def full_losses(loss: Loss, trees: Iterable[PyTree], draws: Iterable[Draw], prec
 
 
 def full_slope(loss: Loss, params: PyTree, draws: Iterable[Draw], precision: Precision) -> tuple[float, PyTree]:
-    """(the loss over all batches, its gradient), at one point."""
+    """(the loss over all batches, its gradient), at one point; NaN where nothing counts.
+
+    Args:
+      loss: the loss, with the penalty.
+      params: the point.
+      draws: the batches, such as a ``Pass``.
+      precision: of matrix products.
+    """
     total: Any = 0.0
     weight: Any = 0.0
     gradient: PyTree = None

@@ -19,11 +19,7 @@ from lla_jax.core.text import stable_repr
 from lla_jax.core.types import PyTree
 
 RATE = 0.01  # of the default optimizer, in units of the distance of the ends per parameter, |b - a| / sqrt(n)
-FLAT, DECAYED, LEAST = (
-    0.5,
-    0.9,
-    0.01,
-)  # of the schedule: constant to half of the steps, then down to 1 % at 90 % of them
+FLAT, DECAYED, LEAST = 0.5, 0.9, 0.01  # of the schedule: constant to 50 % of the steps, 1 % of that from 90 % on
 MOST_DESCRIBED = 2000  # values of an optimizer that its description names
 
 
@@ -100,6 +96,13 @@ def default_rates(start: int, count: int, steps: int, distance: float, size: int
 
     0.01 |b - a| / sqrt(n): constant for the first half of the steps, then falling linearly to 1 % of it at 90 % of
     them, as in the schedule of Garipov et al. 2018, arXiv:1802.10026.
+
+    Args:
+      start: number of the first step.
+      count: number of steps.
+      steps: of the whole training.
+      distance: of the ends, |b - a|.
+      size: number of parameters n.
     """
     share = (start + np.arange(count)) / steps
     factor = np.interp(share, [FLAT, DECAYED], [1.0, LEAST])
