@@ -26,7 +26,7 @@ def spanning_edges(num: int, weights: Mapping[Edge, float], lengths: Mapping[Edg
         node, the shorter come first. By default the earlier nodes do.
     """
     of_node, chosen = list(range(num)), []
-    level = _levels(weights)
+    level = levels(weights)
     for i, j in sorted(weights, key=lambda edge: (level[edge], (lengths or {}).get(edge, 0.0), edge)):
         one, other = of_node[i], of_node[j]
         if one != other:
@@ -35,16 +35,16 @@ def spanning_edges(num: int, weights: Mapping[Edge, float], lengths: Mapping[Edg
     return sorted(chosen, key=lambda edge: (level[edge], weights[edge], edge))
 
 
-def _levels(weights: Mapping[Edge, float]) -> dict[Edge, int]:
+def levels(weights: Mapping[Edge, float]) -> dict[Edge, int]:
     """The rank of each edge by its weight; neighbours that differ by rounding alone share one."""
     clean = {edge: math.inf if math.isnan(w) else w for edge, w in weights.items()}
     finite = [w for w in clean.values() if math.isfinite(w)]
     same = ROUNDING * max((abs(w) for w in finite), default=0.0)
-    levels, rank, last = {}, 0, -math.inf
+    found, rank, last = {}, 0, -math.inf
     for edge in sorted(clean, key=lambda edge: (clean[edge], edge)):
         rank += clean[edge] > last + same
-        levels[edge], last = rank, clean[edge]
-    return levels
+        found[edge], last = rank, clean[edge]
+    return found
 
 
 def barriers(heights: Iterable[float], edges: Mapping[Edge, float]) -> np.ndarray:

@@ -167,11 +167,13 @@ def spanning_tree(
     def top_of(curve: Curve) -> _Top:
         return _find_top(curve, loss, data, batch_size, execution)
 
-    lines = {(i, j): top_of(line(minima[i], minima[j])) for i, j in pairs}
+    straight = {(i, j): line(minima[i], minima[j]) for i, j in pairs}
+    lines = {pair: top_of(each) for pair, each in straight.items()}
+    lengths = {pair: float(each.lengths(1.0)) for pair, each in straight.items()}
     ends = [next(top.ends[pair.index(k)] for pair, top in lines.items() if k in pair) for k in range(num)]
     curves: dict[Edge, Curve] = {}
     tops: dict[Edge, _Top] = {}
-    for pair in _choose(num, _heights(lines), [x for x, _ in ends], tops, most):
+    for pair in _choose(num, _heights(lines), [x for x, _ in ends], tops, most, lengths):
         i, j = pair
         curves[pair] = connect(
             loss if states is None else replace(loss, state=states[i]),
@@ -206,7 +208,7 @@ def spanning_tree(
         "data": recipes.describe(data if isinstance(data, Stream) else as_arrays(data)),
         "tried": [[*pair, top.loss] for pair, top in tops.items()],
         "lines": [[*pair, top.loss] for pair, top in lines.items()],
-        "all": _most_promising(num, _heights(lines), [x for x, _ in ends], tops) is None,
+        "all": _most_promising(num, _heights(lines), [x for x, _ in ends], tops, lengths) is None,
         "versions": recipes.versions(),
     }
     return SpanningTree(
@@ -228,30 +230,37 @@ def _heights(tops: dict[Edge, _Top]) -> dict[Edge, float]:
     return {pair: top.loss for pair, top in tops.items()}
 
 
-def _choose(num: int, lines: dict[Edge, float], ends: list[float], tops: dict[Edge, _Top], most: int) -> Iterator[Edge]:
-    """The pairs to connect, one after another; ``tops`` has those that are connected already."""
-    for pair in graphs.spanning_edges(num, lines):
+def _choose(
+    num: int, lines: dict[Edge, float], ends: list[float], tops: dict[Edge, _Top], most: int, lengths: dict[Edge, float]
+) -> Iterator[Edge]:
+    """The pairs to connect, one after another; ``tops`` has those that are connected already.
+
+    Of lines that differ by rounding alone the shorter come first: a longer one may lead through a third minimum.
+    """
+    for pair in graphs.spanning_edges(num, lines, lengths):
         if pair not in tops:
             yield pair
-    while len(tops) < most and (found := _most_promising(num, lines, ends, tops)) is not None:
+    while len(tops) < most and (found := _most_promising(num, lines, ends, tops, lengths)) is not None:
         yield found
 
 
-def _most_promising(num: int, lines: dict[Edge, float], ends: list[float], tops: dict[Edge, _Top]) -> Edge | None:
+def _most_promising(
+    num: int, lines: dict[Edge, float], ends: list[float], tops: dict[Edge, _Top], lengths: dict[Edge, float]
+) -> Edge | None:
     """The pair without a curve that may lower the highest edge possible, with the lowest line; None if none may."""
-    heights = _heights(tops)
+    heights, level = _heights(tops), graphs.levels(lines)
     tree = graphs.spanning_edges(num, heights)
     for edge in reversed(tree):
         one, _ = graphs.across(num, tree, edge)
         able = [
-            (height, pair)
-            for pair, height in lines.items()
+            (level[pair], lengths.get(pair, 0.0), pair)
+            for pair in lines
             if pair not in tops
             and (pair[0] in one) != (pair[1] in one)
             and not max(ends[pair[0]], ends[pair[1]]) >= heights[edge]
         ]
         if able:
-            return min(able)[1]
+            return min(able)[-1]
     return None
 
 

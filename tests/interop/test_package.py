@@ -26,7 +26,8 @@ FLOORS = [
     {"conversion"},
     {"losses"},
     {"net"},
-    {"certification", "problems", "paths"},
+    {"certification", "paths"},
+    {"problems"},
     {"__init__"},
 ]
 """Rooms and modules of ``lla_torch`` from the ground up; those of one floor never import each other."""

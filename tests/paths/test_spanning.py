@@ -66,11 +66,11 @@ def test_a_curve_over_the_saddle_of_another_loses_to_the_shorter_one():
     np.testing.assert_allclose(tree.minima, [-146.6995, -108.1667, -80.7678], atol=1e-3)
 
 
-def choices(lines, curves, ends, most):
+def choices(lines, curves, ends, most, lengths=None):
     """The pairs that are chosen where curves have these heights."""
     tops: dict = {}
     chosen = []
-    for pair in spanning._choose(len(ends), lines, ends, tops, most):
+    for pair in spanning._choose(len(ends), lines, ends, tops, most, lengths or {}):
         chosen.append(pair)
         tops[pair] = spanning._Top(curves[pair], 0.0, 0.5, ((0.0, 0.0), (0.0, 0.0)))
     return chosen
@@ -85,6 +85,12 @@ def test_the_lowest_lines_come_first_and_then_pairs_that_may_lower_the_highest_e
     # 0-3 is the highest: of 1-3 and 2-3 the line of 1-3 is lower; then 0-2, which 1-2 or 2-3 may replace
     assert choices(LINES, curves, [0.0] * 4, 5) == [(0, 1), (0, 2), (0, 3), (1, 3), (1, 2)]
     assert len(choices(LINES, curves, [0.0] * 4, 6)) == 6
+
+
+def test_of_lines_of_one_height_the_shorter_come_first():
+    # three minima in a row, 0 in the middle of 1 and 2: the line 1-2 leads through 0
+    lines = {(0, 1): 1.0, (0, 2): 1.0 + 1e-7, (1, 2): 1.0 - 1e-7}
+    assert choices(lines, lines, [0.0] * 3, 2, {(0, 1): 1.0, (0, 2): 1.0, (1, 2): 2.0}) == [(0, 1), (0, 2)]
 
 
 def test_a_pair_with_a_minimum_as_high_as_the_edge_is_left_out():

@@ -37,6 +37,9 @@ from lla_jax.paths.losses.paired_errors import Contrast, contrast_errors
 
 APART = 10.0  # standard errors by which an end's loss under its own statistics may be off
 PART = 0.1  # of the range of the losses along the curve, likewise
+BESIDE = 0.1  # distance from an end up to which the errors at a maximum say little
+ELSEWHERE = 0.25, 0.5, 0.75  # where it may be instead
+NEAR = 2.0  # standard errors by which it may be higher there
 
 
 @explained
@@ -45,10 +48,13 @@ class Height(NamedTuple):
 
     Args:
       value: max_t [L(t) - (1 - t) L(0) - t L(1)], at least 0, since the ends count.
-      stderr: its standard error, of the differences of each example at t, 0 and 1; NaN where the loss has none.
+      stderr: its standard error, of the differences of each example at t, 0 and 1; NaN where the loss has none. At
+        an end nothing differs, and near it little, though the maximum may be elsewhere: within a tenth of an end the
+        error is at least that of the heights at about t = 1/4, 1/2 and 3/4 which come within two of their errors of
+        ``value``.
       t: where it is.
       above_mean: max_t L(t) - (L(0) + L(1)) / 2.
-      above_mean_stderr: its standard error.
+      above_mean_stderr: its standard error, likewise.
       above_mean_t: where it is.
     """
 
@@ -266,25 +272,41 @@ def _join(old: Mapping[str, np.ndarray], new: np.ndarray, name: str) -> np.ndarr
 
 
 def _heights(job: Job, plan: Plan, coords: np.ndarray, means: Means) -> dict[str, Height]:
-    found: dict[str, tuple[float, float, float, float]] = {}
-    contrasts: dict[str, tuple[Contrast, Contrast]] = {}
-    rounding = _rounding(job)
+    found: dict[str, Height] = {}
+    contrasts: dict[str, list[Contrast]] = {}
+    below: dict[str, list[tuple[float, float]]] = {}
+    rounding, nan = _rounding(job), float("nan")
+    others = {int(np.argmin(abs(coords - t))) for t in ELSEWHERE}
     for name in job.task.names:
         x = means.values[name]
         over = peaks.excess(coords, x)
         i, j = (int(np.argmax(each)) for each in (over, x))  # of NaN the first
         if over[i] <= rounding * abs(x).max():  # what rounding makes of a straight line is no barrier
             i = 0
-        above = x[j] - (x[0] + x[-1]) / 2
-        found[name] = float(over[i]), float(coords[i]), float(above), float(coords[j])
+        above = x - (x[0] + x[-1]) / 2
+        found[name] = Height(float(over[i]), nan, float(coords[i]), float(above[j]), nan, float(coords[j]))
         if name in means.stderr and np.isfinite(x[[i, j, 0, -1]]).all():
-            contrasts[name] = (_contrast(coords[i], 1 - coords[i]), _contrast(coords[j], 0.5))
-    errors = contrast_errors(job, plan, contrasts) if contrasts else {}
-    unknown = [float("nan")] * 2
-    return {
-        name: Height(value, errors.get(name, unknown)[0], t, above, errors.get(name, unknown)[1], above_t)
-        for name, (value, t, above, above_t) in found.items()
-    }
+            at = [k for k in sorted(others) if np.isfinite(x[k])]
+            contrasts[name] = [_contrast(coords[k], 1 - coords[k]) for k in (i, *at)]
+            contrasts[name] += [_contrast(coords[k], 0.5) for k in (j, *at)]
+            below[name] = [(0.0, 0.0), *((over[k] - over[i], above[k] - above[j]) for k in at)]
+    for name, errors in (contrast_errors(job, plan, contrasts) if contrasts else {}).items():
+        height, pairs = found[name], zip(np.reshape(errors, (2, -1)), np.transpose(below[name]), strict=True)
+        both = [_largest_error(t, *pair) for t, pair in zip((height.t, height.above_mean_t), pairs, strict=True)]
+        found[name] = height._replace(stderr=both[0], above_mean_stderr=both[1])
+    return found
+
+
+def _largest_error(t: float, errors: np.ndarray, below: np.ndarray) -> float:
+    """The error of a maximum at t: the first, and near an end those of other points at which the maximum may be.
+
+    Args:
+      t: where it is.
+      errors: (P,) of the heights at t and other points.
+      below: (P,) these heights, less the one at t.
+    """
+    others = (below + NEAR * errors >= 0) & (min(t, 1 - t) <= BESIDE)
+    return float(np.max(errors, where=others, initial=errors[0]))
 
 
 def _rounding(job: Job) -> float:

@@ -150,6 +150,18 @@ def test_the_error_of_the_height_is_that_of_each_examples_difference(trained, we
     )
 
 
+@pytest.mark.parametrize("shift", [-0.1, -5.0], ids=["within the error", "certain"])
+def test_a_height_of_zero_has_an_error_where_the_examples_do_not_rule_out_a_hill(shift):
+    c = np.random.default_rng(0).standard_normal(40).astype("float32")
+    c += shift - c.mean()
+    loss = lla.Loss(lambda p, state, c, train: (c * (1 - p["x"] ** 2), state), lambda outputs, c: outputs)
+    found = lla.paths.barrier(loss, {"x": jnp.float32(-1)}, {"x": jnp.float32(1)}, c)
+    error = c.std(ddof=1) / np.sqrt(40) if shift > -1 else 0
+    assert (found.value, found.above_mean) == (0, 0)
+    assert found.value_stderr == pytest.approx(error, rel=1e-4)
+    assert found["loss"].above_mean_stderr == pytest.approx(error, rel=1e-4)
+
+
 def test_sets_and_metrics_have_barriers_of_their_own_and_a_stream_gives_the_same(trained):
     metrics = {"error": lambda outputs, batch: outputs.argmax(-1) != batch[1]}
     options = {"metrics": metrics, "extra_data": {"test": dataset(9, 3)}, "execution": FIXED}
