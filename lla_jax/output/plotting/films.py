@@ -178,8 +178,7 @@ class _Scene:
         grid = self.fig.add_gridspec(2, 2 if runs else 1, width_ratios=(1, 1.9) if runs else None)
         ax: Any = self.fig.add_subplot(grid[:, -1], projection="3d" if kind == "surface" else None)
         least = _span(runs, log, cap) if value == "loss" else None
-        if any(np.abs(run.coords[-1]).max() < 1e-9 * np.ptp(plane.x) for run in runs):
-            plane = plane._replace(origin=None)  # the end of a path is marked by its point
+        plane = _runs.without_star_at_ends(runs, plane)
         found: list[Scale] = []
         picture(
             kind,
