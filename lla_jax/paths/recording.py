@@ -147,7 +147,7 @@ class Recorder:
     def _check_own(self) -> None:
         """Raise an error if another recording began in the folder: two would make one path of two runs."""
         try:
-            run = _files.parse_json((self._folder / MANIFEST).read_text()).get("run")
+            run = _manifest(self._folder).get("run")
         except FileNotFoundError:  # somebody removed the folder
             self._folder.mkdir(parents=True, exist_ok=True)
             self._full = None
@@ -290,6 +290,17 @@ def _recipe(folder: Path, found: list[Record]) -> Recipe:
 # --- the folder
 
 
+def _manifest(folder: Path) -> Any:
+    """What the folder says of its run.
+
+    Raises:
+      Exception: of any type where it says nothing that can be read.
+    """
+    if not (folder / MANIFEST).is_file():  # a pipe would be waited for
+        raise FileNotFoundError(MANIFEST)
+    return _files.parse_json((folder / MANIFEST).read_text())
+
+
 def is_recording(folder: Path) -> bool:
     """Whether a folder is a recording."""
     return (folder / MANIFEST).exists() or bool(records.list_steps(folder))
@@ -334,7 +345,7 @@ def _read_records(folder: Path) -> list[Record]:
 def _described(folder: Path) -> Mapping[str, Any] | None:
     """The descriptions of the trees that a folder holds; None if it holds none that can be read."""
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-        trees = _files.parse_json((folder / MANIFEST).read_text())["trees"]
+        trees = _manifest(folder)["trees"]
         if isinstance(trees, Mapping) and isinstance(trees["params"]["leaves"], list):
             return trees
     for file in records.list_steps(folder).values():
