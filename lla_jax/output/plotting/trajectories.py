@@ -257,7 +257,7 @@ def explained_variance(
     canvas.set_xlabel("principal component", fontsize=style.SIZE)
     canvas.set_ylabel("explained variance (%)", fontsize=style.SIZE)
     canvas.tick_params(labelsize=style.SMALL)
-    style.legend(fig, [canvas], outside=ax is None)
+    style.legend(fig, [canvas], outside=ax is None, columns=2)
     style.set_title(canvas, title or "", 42, style.SIZE + 1)
     return fig
 
