@@ -34,9 +34,10 @@ from lla_jax.output.plotting.trajectories import draw_losses
 
 MESH = 299  # the most vertices per axis of a filmed surface; odd, so that a centre cell stays
 _HEIGHT = 3.4  # inches, so that letters are as large as in a figure of this height: read at half the size too
-_SIDE = 130.0  # points of this height for words and legend above the losses; where they need more they are smaller
+_SIDE = 145.0  # points of this height for words and legend above the losses; where they need more they are smaller
 _ZOOM = 1.1  # of the surface in its axes, which leave a wide margin
 _BETWEEN = 2000  # points about that draw a path between its checkpoints, on the surface
+_TOLD = 3  # the most runs whose losses are told in words; of more, the dots beside the plane show them
 _WORDS = 30  # characters of a line beside the plane
 _TOP: dict[str, Any] = {"marker": "D", "markersize": 4, **style.POINT, "color": style.COLOURS[1]}
 _PATH: dict[str, Any] = {"linewidth": 1.8, "solid_capstyle": "round", "zorder": 20}
@@ -64,9 +65,9 @@ def film(
 
     Time is in proportion to steps: between two checkpoints that are twice as far apart there are twice as many frames.
     The path lies on the surface, at the height of the plane where the projections of its checkpoints are. A stem leads
-    from there to the true loss of the latest checkpoint, which every frame names with its step; where the path is
-    behind the surface it is dotted. All frames have one scale and one camera, which stands still or turns evenly. The
-    same input makes the same bytes.
+    from there to the true loss of the latest checkpoint, which every frame of up to three runs names with its step;
+    where the path is behind the surface it is dotted. All frames have one scale and one camera, which stands still or
+    turns evenly. The same input makes the same bytes.
 
     Args:
       plane: a landscape of two axes. Of more than 299 points along an axis a surface shows evenly spaced ones, and the
@@ -176,8 +177,7 @@ class _Scene:
         grid = self.fig.add_gridspec(2, 2 if runs else 1, width_ratios=(1, 1.9) if runs else None)
         ax: Any = self.fig.add_subplot(grid[:, -1], projection="3d" if kind == "surface" else None)
         least = _span(runs, log, cap) if value == "loss" else None
-        if any(np.abs(run.coords[-1]).max() < 1e-9 * np.ptp(plane.x) for run in runs):
-            plane = plane._replace(origin=None)  # the end of a path is marked by its point
+        plane = _projections.without_star_at_ends(runs, plane)
         found: list[Scale] = []
         picture(
             kind,
@@ -211,7 +211,7 @@ class _Scene:
         if side is None or losses is None:
             style.legend(self.fig, [ax], outside=True, title=caption)
         else:
-            _explain(grid, side, [ax, losses], caption, self.words, runs)
+            self.legend = _explain(grid, side, [ax, losses], caption, self.words, runs)
         self.fig.draw_without_rendering()
         self.fig.set_layout_engine("none")  # which would move the axes with the labels of their ticks
         self.turned: float | None = None
@@ -368,6 +368,8 @@ def _subdivide(steps: np.ndarray) -> np.ndarray:
 def _describe(step: float, runs: Sequence[Run], latest: Sequence[int]) -> str:
     """The step, and the true loss of the latest checkpoint of each run, such as "loss 0.432 ± 0.002 (at step 100)"."""
     lines = [f"step {step:,.0f}"]
+    if len(runs) > _TOLD:
+        return lines[0]
     places = [f"(at step {run.steps[at]:,.0f})" for run, at in zip(runs, latest)]
     for run, at, place in zip(runs, latest, places):
         known = np.isfinite(run.loss[at])
@@ -378,8 +380,8 @@ def _describe(step: float, runs: Sequence[Run], latest: Sequence[int]) -> str:
     return "\n".join(lines if len(set(places)) > 1 else [*lines, places[0]])
 
 
-def _explain(grid: Any, side: Any, axes: Sequence[Any], caption: str, words: Any, runs: Sequence[Run]) -> None:
-    """Make room above the losses for words and legend, and draw the legend there.
+def _explain(grid: Any, side: Any, axes: Sequence[Any], caption: str, words: Any, runs: Sequence[Run]) -> Any:
+    """Make room above the losses for words and legend, and draw the legend there, which is returned.
 
     Args:
       grid: the grid of the figure.
@@ -391,7 +393,8 @@ def _explain(grid: Any, side: Any, axes: Sequence[Any], caption: str, words: Any
     """
     entries = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels())}
     same = all(np.array_equal(run.steps, runs[0].steps) for run in runs)
-    lines = sum(1 if same else 2 for run in runs) + 1 + same + sum(len(run.name) > _WORDS - 20 for run in runs)
+    told = runs if len(runs) <= _TOLD else []
+    lines = 2 + sum((1 if same else 2) + (len(run.name) > _WORDS - 20) for run in told)
     need = 1.3 * style.SIZE * lines + 1.5 * style.SMALL * (len(entries) + len(caption.splitlines()) + 1)
     share = min(1.0, _SIDE / need)
     words.set_fontsize(share * style.SIZE)
@@ -414,3 +417,4 @@ def _explain(grid: Any, side: Any, axes: Sequence[Any], caption: str, words: Any
         alignment="left",
     )
     drawn.set_in_layout(False)
+    return drawn

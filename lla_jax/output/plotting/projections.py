@@ -21,7 +21,7 @@ class Run(NamedTuple):
     name: str  # "" for the only one
     steps: np.ndarray  # (T,)
     coords: np.ndarray  # (T, 2), in units of the directions
-    distance: np.ndarray  # (T,), off the plane
+    distance: np.ndarray  # (T,), off the plane; 0 where rounding can make it
     loss: np.ndarray  # (T,), at the checkpoint
     error: np.ndarray  # (T,), of the loss
     projected: np.ndarray  # (T,), the loss of the projection
@@ -83,17 +83,24 @@ def _run(argument: str, name: str, projection: Projection, function: str) -> Run
     def column(values: Any) -> np.ndarray:
         return np.full(len(coords), np.nan) if values is None else np.asarray(values, float)
 
+    distance = column(projection.distance)
     return Run(
         name,
         column(projection.steps),
         coords,
-        column(projection.distance),
+        np.where(distance <= _rounding(projection.recipe), 0.0, distance),
         column(projection.loss),
         column(projection.loss_stderr),
         column(projection.projected_loss),
         column(projection.projected_loss_stderr),
         column(projection.recorded),
     )
+
+
+def _rounding(recipe: Any) -> float:
+    """How far rounding alone can move a checkpoint off the plane; 0 where the recipe does not tell."""
+    value = recipe.get("rounding") if isinstance(recipe, Mapping) else None
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else 0.0
 
 
 def _check_same_plane(argument: str, landscape: Landscape, projection: Projection) -> None:
@@ -128,3 +135,10 @@ def warn_of_outside(runs: Sequence[Run], plane: Plane, what: str = "checkpoints"
         "lla.paths.grid_around(seen)"
     )
     return f"{words} outside of the plane"
+
+
+def without_star_at_ends(runs: Sequence[Run], plane: Plane) -> Plane:
+    """The plane without the star of the trained network where a path ends there, whose own mark it would hide."""
+    room = 1e-9 * (np.ptp(plane.x) + np.ptp(plane.y))
+    ends = any(np.abs(run.coords[-1]).max() <= room for run in runs)
+    return plane._replace(origin=None) if ends and plane.origin == "point" else plane

@@ -78,12 +78,16 @@ def trajectory(
     content = reading.plane(plane, value, "trajectory", argument="plane")
     runs = _projections.read(plane, seen, "trajectory")
     note = _projections.warn_of_outside(runs, content)
+    content = _projections.without_star_at_ends(runs, content)
     fig = new_figure(style.SINGLE, 5.2)
     upper, lower = fig.subplots(2, 1, height_ratios=(2.3, 1))
     options: dict[str, Any] = {"levels": levels, "log": log, "cap": cap, "title": title}
     picture("contour", {"": content}, value, ax=upper, legend=False, **options)
     draw_paths(upper, content, runs)
-    distance_bar(fig, upper, runs)
+    if all((run.distance == 0).all() for run in runs):
+        note = style.join(note, "all checkpoints lie on the plane", by="\n")
+    else:
+        distance_bar(fig, upper, runs)
     draw_losses(lower, runs, log)
     style.legend(fig, [upper, lower], outside=True, title=note, columns=2)
     return fig
@@ -253,7 +257,7 @@ def explained_variance(
     canvas.set_xlabel("principal component", fontsize=style.SIZE)
     canvas.set_ylabel("explained variance (%)", fontsize=style.SIZE)
     canvas.tick_params(labelsize=style.SMALL)
-    style.legend(fig, [canvas], outside=ax is None)
+    style.legend(fig, [canvas], outside=ax is None, columns=2)
     style.set_title(canvas, title or "", 42, style.SIZE + 1)
     return fig
 

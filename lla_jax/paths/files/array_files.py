@@ -54,6 +54,8 @@ def open_source(file: Path) -> Source:
             return _open_orbax(file)
         if not file.exists():
             raise Misuse("files", f"there is no file {_files.show_path(file)}; pass the paths of checkpoints", file)
+        if not file.is_file():  # a pipe would be waited for
+            raise Misuse("files", f"{_files.show_path(file)} is no regular file; pass the paths of checkpoints", file)
         refuse_others(file)
         return _open_safetensors(file) if file.suffix == ".safetensors" else _open_npz(file)
 

@@ -143,7 +143,7 @@ class Recorder:
     def _check_own(self) -> None:
         """Raise an error if another recording began in the folder: two would make one path of two runs."""
         try:
-            run = _files.parse_json((self._folder / step_files.MANIFEST).read_text()).get("run")
+            run = _manifest(self._folder).get("run")
         except FileNotFoundError:  # somebody removed the folder
             self._folder.mkdir(parents=True, exist_ok=True)
             self._full = None
@@ -224,10 +224,21 @@ def record(
 # --- the folder
 
 
+def _manifest(folder: Path) -> Any:
+    """What the folder says of its run.
+
+    Raises:
+      Exception: of any type where it says nothing that can be read.
+    """
+    if not (folder / step_files.MANIFEST).is_file():  # a pipe would be waited for
+        raise FileNotFoundError(step_files.MANIFEST)
+    return _files.parse_json((folder / step_files.MANIFEST).read_text())
+
+
 def _described(folder: Path) -> Mapping[str, Any] | None:
     """The descriptions of the trees that a folder holds; None if it holds none that can be read."""
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-        trees = _files.parse_json((folder / step_files.MANIFEST).read_text())["trees"]
+        trees = _manifest(folder)["trees"]
         if isinstance(trees, Mapping) and isinstance(trees["params"]["leaves"], list):
             return trees
     for file in step_files.list_steps(folder).values():

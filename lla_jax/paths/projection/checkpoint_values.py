@@ -54,7 +54,7 @@ def continue_from(resume: Any, seen: Sequence[Projection], several: bool) -> Non
     if len(before) != len(seen) or not all(isinstance(each, Projection) for each in before):
         raise misuse("resume", resume, "what lla.paths.project gave to on_partial; save it there, and pass it here")
     for old, new in zip(before, seen, strict=True):
-        names = {*old.recipe, *new.recipe} - {"complete", "path", "marks"}
+        names = {*old.recipe, *new.recipe} - {"complete", "path", "marks", "rounding"}
         recipes.check_same("resume", "the unfinished projection", old.recipe, new.recipe, names, recipes.START_ANEW)
         for one, two in ((old.coords, new.coords), (old.distance, new.distance)):
             scale = SAME_PLACE * max(np.abs(new.coords).max(initial=0), np.abs(new.distance).max(initial=0))

@@ -6,6 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypedDict, Unpack, overload
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 from lla_jax.core import recipes
 from lla_jax.core.arguments import Misuse, check_functions, misuse
 from lla_jax.core.data import Stream, as_arrays, check_extra
@@ -209,6 +213,7 @@ def _recipe(axes: Directions, params: PyTree, loss: Any, data: Any, options: Map
         rule="add",
         directions=dict(axes.recipe) | {"contents": recipes.fingerprint(axes.tree)},
         params={"fingerprint": recipes.fingerprint(params), "size": size_of(params)},
+        rounding=_rounding(params),
         versions=recipes.versions(),
         complete=False,
     )
@@ -225,6 +230,13 @@ def _recipe(axes: Directions, params: PyTree, loss: Any, data: Any, options: Map
         names, key = list(asked.names), recipes.fingerprint(asked.key)
         recipe["curvature"] = {"names": names, "every": asked.every, "matrix": "hessian", "key": key}
     return recipe
+
+
+def _rounding(params: PyTree) -> float:
+    """How far rounding to their types can move parameters: a checkpoint within it may well lie on the plane."""
+    leaves = [x for x in map(jnp.asarray, jax.tree.leaves(params)) if jnp.issubdtype(x.dtype, jnp.floating)]
+    moved = [float(jnp.finfo(x.dtype).eps) / 2 * float(np.linalg.norm(np.asarray(x, np.float64))) for x in leaves]
+    return float(np.linalg.norm(moved))
 
 
 def _describe(data: Any) -> dict[str, Any]:

@@ -196,3 +196,19 @@ def test_a_checkpoint_outside_of_the_plane_is_not_drawn_on_it(tmp_path):
     assert np.isnan(track.now.get_data_3d()).all()
     assert np.isfinite(track.points[-1]).all()
     np.testing.assert_allclose(track.points[-1, :2], MIN)
+
+
+@pytest.mark.parametrize("num", [1, 2, 6])
+def test_letters_can_be_read_and_lie_on_nothing(num):
+    several = {f"seed {k}": seen(steps=np.array([0, 10, 30, 40, 50, 60]) + k) for k in range(num)}
+    drawn = scene(several if num > 1 else seen())
+    drawn.draw(1.0, 0.0)
+    texts = [drawn.words, *drawn.legend.get_texts()]
+    height = drawn.fig.bbox.height
+    assert min(text.get_fontsize() * drawn.fig.dpi / 72 for text in texts) >= height * (0.025 if num == 1 else 0.02)
+    words, legend = (each.get_window_extent() for each in (drawn.words, drawn.legend))
+    losses, plane = drawn.fig.axes[3].get_window_extent(), drawn.ax.get_window_extent()
+    assert legend.y1 <= words.y0
+    assert losses.y1 <= legend.y0 + 1
+    assert losses.height > 0.3 * height
+    assert max(words.x1, legend.x1) < plane.x0

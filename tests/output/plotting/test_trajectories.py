@@ -41,7 +41,25 @@ def test_the_colour_of_a_checkpoint_is_its_distance_and_the_scale_begins_at_0():
     assert dots.norm.vmin == 0
     assert dots.norm.vmax == run.distance.max()
     fig.canvas.draw_idle()
-    png(plotting.trajectory(plane_of_path(), seen(far=0.0)))  # all in the plane
+
+
+@pytest.mark.parametrize("far", [0.0, 1e-7])
+def test_what_rounding_makes_is_no_distance_off_the_plane(far):
+    run = seen(far=far)
+    run.recipe["rounding"] = 2e-7
+    fig = plotting.trajectory(plane_of_path(), run)
+    assert "all checkpoints lie on the plane" in texts(fig)
+    assert len(fig.axes) == 3  # the plane, its colour bar, the losses
+    png(fig)
+
+
+def test_the_end_is_marked_where_it_is_the_centre():
+    coords = seen().coords.copy()
+    assert "trained network" in texts(plotting.trajectory(plane_of_path(), seen(coords)))
+    coords[-1] = 0.0
+    fig = plotting.trajectory(plane_of_path(), seen(coords))
+    assert "trained network" not in texts(fig)
+    assert "end: step 60" in texts(fig)
 
 
 def test_both_losses_are_drawn_by_step_with_their_errors():

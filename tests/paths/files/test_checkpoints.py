@@ -1,5 +1,6 @@
 """Checkpoints that exist already: which files are read, how names are matched, and what is refused."""
 
+import os
 import shutil
 import sys
 import zipfile
@@ -215,6 +216,12 @@ def test_damaged_and_foreign_files_are_named(tmp_path):
     (tmp_path / "a.pkl").write_bytes(b"\x80\x04K\x01.")
     (tmp_path / "a.pth").write_bytes(b"PK")
     (tmp_path / "folder").mkdir()
+    if hasattr(os, "mkfifo"):
+        for name in ("pipe.npz", "pipe.safetensors"):
+            os.mkfifo(tmp_path / name)
+            with pytest.raises(Misuse, match=f"files: .*{name} is no regular file"):
+                lla.paths.from_checkpoints([good, tmp_path / name], LIKE)
+            (tmp_path / name).unlink()
     with zipfile.ZipFile(tmp_path / "torch.npz", "w") as archive:  # a file of torch.save under another name
         archive.writestr("archive/data.pkl", b"\x80\x02.")
     for name, message in (

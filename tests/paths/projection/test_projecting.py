@@ -65,6 +65,14 @@ def test_a_path_in_the_plane_of_skew_axes_is_recovered_and_its_losses_are_those_
     np.testing.assert_allclose(found.loss, [reference_losses(p, DATA).mean() for p in PLANAR], rtol=1e-6)
 
 
+def test_the_recipe_tells_how_far_rounding_moves_a_checkpoint():
+    rounded = [jax.tree.map(np.float32, p) for p in PLANAR]
+    found = lla.paths.project(rounded, SKEW, params=CENTRE)
+    assert 0 < found.distance.max() < 2 * found.recipe["rounding"]
+    norm = np.sqrt(sum(np.square(x).sum() for x in jax.tree.leaves(CENTRE)))
+    np.testing.assert_allclose(found.recipe["rounding"], np.finfo(np.float32).eps / 2 * norm, rtol=1e-6)
+
+
 def test_off_the_plane_least_squares_are_those_of_numpy():
     found = lla.paths.project(PATH, SKEW, params=CENTRE)
     flat = [np.concatenate([np.ravel(x).astype(float) for x in jax.tree.leaves(p)]) for p in PATH]
