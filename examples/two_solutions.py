@@ -53,7 +53,7 @@ def bar(label: str) -> Iterator[Callable[[float, float | None], None]]:
 def picture_of_plane(curve: lla.paths.Curve, loss: lla.Loss, data: Any, points: int) -> Any:
     """The curve on the plane through both ends and its middle control point (Garipov et al. 2018, figure 1)."""
     a, b, middle = (jax.tree.map(lambda x, k=k: x[k], curve.points) for k in (0, -1, 1))
-    axes = lla.directions.between(a, b, middle)
+    axes = lla.directions.between(a, b, middle, names=["A", "B", "P1"])
     seen = lla.paths.project(curve, axes, params=a)
     corners = np.array([place for _, place in seen.recipe["marks"]])
     grid = lla.paths.grid_around([seen, corners], points=points)
