@@ -28,6 +28,7 @@ from lla_jax.paths.training.batch_slopes import with_fresh_noise
 from lla_jax.paths.training.full_slopes import Pass, full_slope, one_pass
 
 SAME_HEIGHT = 0.01  # of the height of the band above the higher end
+FLAT = 1e-4  # of the height at which a band began: lower ones lie in one valley
 CLIMB_MOST = 300  # steps of the climbing image by default
 
 
@@ -156,8 +157,7 @@ def _finish(training: Training, settings: Settings, recipe: Recipe, state: State
             "lower the learning rate of the optimizer, or clip its gradients"
         )
     else:
-        assert state.top is not None
-        pivots, losses, at, found = _with_top(training, settings, pivots, state.top, over)
+        pivots, losses, at, found = _with_top(training, settings, pivots, state, over)
         saddle = replace(found, t=float(knots_of(pivots)[at]))
         if settings.curvature:
             size, draws = recipe["batch_size"], jax.random.fold_in(training.key, 1)
@@ -179,9 +179,11 @@ def _finish(training: Training, settings: Settings, recipe: Recipe, state: State
 
 
 def _with_top(
-    training: Training, settings: Settings, pivots: list[PyTree], top: Top, over: Pass
+    training: Training, settings: Settings, pivots: list[PyTree], state: State, over: Pass
 ) -> tuple[list[PyTree], np.ndarray, int, Saddle]:
     """(the pivots with the top among them, their losses, its number, what is known of it)."""
+    top = state.top
+    assert top is not None
     loss, precision, climb = training.ends.loss, training.precision, top.climb
     at, is_end = top.low + (top.weight > 0), top.neighbours() is None
     if is_end or not np.isfinite(float(climb.best_norm)):  # no step was taken
@@ -195,7 +197,8 @@ def _with_top(
     others = np.delete(top.losses, slice(max(at - 1, 0), at + 2 - (top.weight > 0)))  # all pivots but those beside it
     higher = float(others.max(initial=-np.inf))
     converged = small and not higher - value > SAME_HEIGHT * (top.loss - max(top.losses[[0, -1]]))
-    if small and not converged:
+    begun = float(np.nanmax(state.losses, initial=top.loss)) - max(top.losses[[0, -1]])
+    if small and not converged and higher - value > FLAT * begun:  # a band that has come down has no top
         warn_caller(
             f"steps: another pivot of the band has the loss {higher:.6g}, above that of the saddle to which its "
             f"highest point has climbed, {value:.6g}; saddle.converged is False: pass more steps="

@@ -4,9 +4,11 @@
     theta(t) = sum_k w_k(t) P_k
 
 Each step draws one t and one batch. The gradient in P_k is w_k(t) times that at theta(t), so that a step costs one
-gradient of the network, however many control points there are. The ends are never touched.
+gradient of the network, however many control points there are. The ends are never touched. The curve has the mean of
+the control points over the steps, those of late steps with the most weight: with a constant learning rate the last
+ones would scatter, since every t pulls at them in its own way.
 
-Reference: Garipov et al. 2018, arXiv:1802.10026.
+References: Garipov et al. 2018, arXiv:1802.10026; Shamir and Zhang 2012, arXiv:1212.1824 (polynomial-decay averaging).
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ from lla_jax.paths.training.stores import Kept, from_arrays, to_arrays
 POINTS, DISPLACEMENT = 3, 0.05  # by default
 STRATA = 32  # parts of [0, 1] into which as many successive draws of t fall, one into each
 MOST_STEPS = 256  # of a call
+LATE = 7  # the weight of step s of S in the mean is about (s / S)^7, so that most is in the last quarter
 CALL_S = 0.1  # for which a call takes as many steps as fit
 KERNEL_AXES = 3  # of weights of convolutions at least; their loops on a CPU leave XLA's fast path
 SAME_LOSS, SAME_MOVE = 1e-4, 1e-2  # relative differences of a first step that is repeated, perhaps elsewhere
@@ -75,13 +78,16 @@ class Seen(NamedTuple):
 
 
 @functools.partial(
-    jax.jit, static_argnames=("optimizer", "kind", "chosen", "precision", "loops"), donate_argnames=("free", "memory")
+    jax.jit,
+    static_argnames=("optimizer", "kind", "chosen", "precision", "loops"),
+    donate_argnames=("free", "mean", "memory"),
 )
 def _advance(
     loss: Loss,
     a: PyTree,
     b: PyTree,
     free: PyTree,
+    mean: PyTree,
     memory: PyTree,
     draw: Draw,
     steps: Steps,
@@ -91,12 +97,12 @@ def _advance(
     chosen: tuple[bool, ...],
     precision: operands.Precision,
     loops: bool,
-) -> tuple[PyTree, PyTree, Seen]:
-    """Take steps: (free control points, memory of the optimizer, what was seen). Without ``loops``, one step."""
+) -> tuple[PyTree, PyTree, PyTree, Seen]:
+    """Take steps: (free control points, their mean, memory of the optimizer, what was seen); one without ``loops``."""
     num, structure = 2 + jax.tree.leaves(free)[0].shape[0], jax.tree.structure(free)
     moves = jax.tree.unflatten(structure, chosen)
 
-    def one(i: Any, free: PyTree, memory: PyTree) -> tuple[PyTree, PyTree, Any, Any]:
+    def one(i: Any, free: PyTree, mean: PyTree, memory: PyTree) -> tuple[PyTree, PyTree, PyTree, Any, Any]:
         w = bases.weights(kind, num, steps.ts[i].astype(float))
         theta = bases.combine(w, a, free, b)
         block = block_of(draw if draw.rows is None else draw._replace(rows=draw.rows[i]))
@@ -106,25 +112,28 @@ def _advance(
         gradient = jax.tree.map(lambda g, yes: g if yes else jnp.zeros_like(g), gradient, moves)
         moved, after = optimizer.move(free, memory, bases.scale(w, gradient), value, steps.rates[i])
         moved = jax.tree.map(lambda new, old, yes: new if yes else old, moved, free, moves)
+        share = (LATE + 1) / (LATE + 1 + (steps.first + i).astype(float))
+        late = jax.tree.map(lambda m, p: m + share.astype(m.dtype) * (p - m), mean, moved)
         finite = [jnp.isfinite(x).all() for x in jax.tree.leaves((gradient, moved))]
         good = jnp.stack(finite).all() & ~jnp.isinf(value)
-        return *jax.tree.map(functools.partial(jnp.where, good), (moved, after), (free, memory)), value, good
+        new, old = (moved, late, after), (free, mean, memory)
+        return *jax.tree.map(functools.partial(jnp.where, good), new, old), value, good
 
     if not loops:
-        free, memory, value, good = one(0, free, memory)
-        return free, memory, Seen(value[None], jnp.int32(1), good)
+        free, mean, memory, value, good = one(0, free, mean, memory)
+        return free, mean, memory, Seen(value[None], jnp.int32(1), good)
 
     def more(carry: Any) -> Any:
-        return (carry[2].done < steps.count) & carry[2].good
+        return (carry[-1].done < steps.count) & carry[-1].good
 
     def body(carry: Any) -> Any:
-        free, memory, seen = carry
-        free, memory, value, good = one(seen.done, free, memory)
-        return free, memory, Seen(seen.losses.at[seen.done].set(value), seen.done + 1, good)
+        free, mean, memory, seen = carry
+        free, mean, memory, value, good = one(seen.done, free, mean, memory)
+        return free, mean, memory, Seen(seen.losses.at[seen.done].set(value), seen.done + 1, good)
 
-    dtype = jax.eval_shape(one, jnp.int32(0), free, memory)[2].dtype
+    dtype = jax.eval_shape(one, jnp.int32(0), free, mean, memory)[3].dtype
     seen = Seen(jnp.zeros(len(steps.rates), dtype), jnp.int32(0), jnp.bool_(True))
-    return jax.lax.while_loop(more, body, (free, memory, seen))
+    return jax.lax.while_loop(more, body, (free, mean, memory, seen))
 
 
 @functools.partial(jax.jit, static_argnames="num")
@@ -164,6 +173,7 @@ class Fit:
         self.a, self.b, self.loss = (jax.tree.map(jnp.asarray, x) for x in (ends.a, ends.b, ends.loss))
         self.start = start_of(training, start_key, points, displacement, self.chosen)
         self.free: PyTree = jax.tree.map(jnp.asarray, self.start)
+        self.mean: PyTree = jax.tree.map(jnp.array, self.start)
         self.memory = training.optimizer.init(self.free)
         kernels = any(np.ndim(x) >= KERNEL_AXES for x in jax.tree.leaves(ends.a))
         self.loops = not training.batches.is_stream and not (kernels and jax.default_backend() == "cpu")
@@ -225,11 +235,12 @@ class Fit:
         ts, rates = np.zeros((2, most), np.float32)
         ts[:count], rates[:count] = [self._t(step + i) for i in range(count)], training.rates(step, count)
         steps = Steps(np.int32(step), np.int32(count), ts, rates, np.float32(training.weight_decay))
-        self.free, self.memory, self.pending = _advance(
+        self.free, self.mean, self.memory, self.pending = _advance(
             self.loss,
             self.a,
             self.b,
             self.free,
+            self.mean,
             self.memory,
             draw,
             steps,
@@ -276,7 +287,7 @@ class Fit:
         first = {"loss": self.losses[0], "t": self.ts[0], "moved": self.moved}
         header = {"recipe": self.recipe, "step": self.step, "failed": self.failed, "first": first}
         arrays = {"loss": np.array(self.losses), "t": np.array(self.ts)}
-        arrays |= to_arrays("point", self.free) | to_arrays("memory", self.memory)
+        arrays |= to_arrays("point", self.free) | to_arrays("mean", self.mean) | to_arrays("memory", self.memory)
         self.training.keeper.save(header, arrays)
 
     def _repeat_first(self, kept: Kept) -> None:
@@ -284,7 +295,8 @@ class Fit:
         training, keeper = self.training, self.training.keeper
         try:
             step, failed = kept.header["step"], bool(kept.header["failed"])
-            free, memory = (from_arrays(n, kept.arrays, x) for n, x in (("point", self.free), ("memory", self.memory)))
+            state = {"point": self.free, "mean": self.mean, "memory": self.memory}
+            free, mean, memory = (from_arrays(name, kept.arrays, x) for name, x in state.items())
             losses, ts = (np.asarray(kept.arrays[name], np.float64) for name in ("loss", "t"))
             if losses.shape != (step + failed,) or ts.shape != losses.shape:
                 raise ValueError("its losses are not as many as its steps")
@@ -303,7 +315,7 @@ class Fit:
                 what = {"loss": "its loss", "t": "its t", "distance": "the distance that it moves"}[name]
                 text = f"{what}: {x:.6g} -> {y:.6g}"
                 raise keeper.other_training(text, "the loss, the optimizer")
-        self.free, self.memory, self.failed = free, memory, failed
+        self.free, self.mean, self.memory, self.failed = free, mean, memory, failed
         self.losses, self.ts, self.moved = losses.tolist(), ts.tolist(), then[2]
 
 

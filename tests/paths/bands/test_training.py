@@ -40,6 +40,12 @@ def test_the_saddles_of_the_mueller_brown_surface(a, b, height):
     assert curve.history["pivot_loss"].max() == saddle.loss
 
 
+def test_a_band_that_has_come_down_has_no_saddle_to_warn_of():
+    """Its highest pivots differ by rounding; warnings are errors here."""
+    for steps in (300, 500):
+        assert band(ring, WEST, EAST, steps=steps).saddle.loss < 1e-6
+
+
 def test_the_pivots_of_a_band_on_the_ring_reach_zero_and_the_ends_stay():
     curve = band(ring, WEST, EAST, steps=300)
     assert curve.history["pivot_loss"].max() < 1e-6
