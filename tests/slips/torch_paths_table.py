@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-import lla_torch
-import torch
-from torch import nn
-
 import lla_jax as lla
-from tests.slips.slip import table
+from tests.slips.torch_case import lla_torch, nn, table, torch
 from tests.slips.walks import rows
 
 SLIPS, slip = table()
 row = rows(slip)
 
-MODULE = nn.Linear(3, 2)
-OPTIMIZER = torch.optim.SGD(MODULE.parameters(), 0.1)
-NET = lla_torch.convert(MODULE, torch.ones(2, 3))
+MODULE = OPTIMIZER = NET = None
+if torch is not None:  # else the table is empty
+    MODULE = nn.Linear(3, 2)
+    OPTIMIZER = torch.optim.SGD(MODULE.parameters(), 0.1)
+    NET = lla_torch.convert(MODULE, torch.ones(2, 3))
 
 
 def record(*arguments: Any, **options: Any) -> Any:
