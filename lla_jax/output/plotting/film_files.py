@@ -198,8 +198,9 @@ function show(k) {
 function play(on) { playing = on; button.textContent = on ? "Pause" : "Play"; }
 button.onclick = () => play(!playing);
 at.oninput = () => { play(false); show(Number(at.value)); };
-Promise.all(pictures.map(([x, y, image]) => image.decode())).then(() => {
-  show(0);
+const decoded = pictures.map(([x, y, image]) => image.decode());
+decoded[0].then(() => show(0));
+Promise.all(decoded).then(() => {
   setInterval(() => {
     if (!playing) return;
     if (now == frames.length - 1 && ++wait <= hold) return;
