@@ -11,6 +11,8 @@ from lla_jax.core.arguments import Misuse
 from lla_jax.core.types import Loss, PyTree
 from lla_jax.paths.host_trees import check_finite, has_floats, stack
 
+REMEDY = "pass another state"
+
 
 def states_of_ends(loss: Loss, state_b: PyTree) -> PyTree:
     """The states of both ends, a stacked tree with that of the loss first; None for a loss without state.
@@ -49,11 +51,24 @@ def stack_states(state_a: PyTree, state_b: PyTree, names: tuple[str, str] = ("st
     if not one or not two:
         name, other = names if not one else names[::-1]
         raise Misuse(name, f"none given, and {other} is; give both, each the state that its end was trained with")
-    state_b = _unwrap(state_b, state_a)
-    for name, state in zip(names, (state_a, state_b), strict=True):
-        check_finite(state, name, "pass another state")
-    state_b = _tree.align(state_b, state_a, *names[::-1])
-    return stack([state_a, state_b])
+    check_finite(state_a, names[0], REMEDY)
+    return stack([state_a, align_state(state_b, state_a, *names[::-1])])
+
+
+def align_state(state: PyTree, like: PyTree, name: str, like_name: str) -> PyTree:
+    """A state in the structure of another one; it may be a dict of all variables, or a single collection.
+
+    Args:
+      state: the state.
+      like: the other one.
+      name, like_name: their names in errors.
+
+    Raises:
+      Misuse: it has another structure, or is not finite, by its name.
+    """
+    state = _tree.align(_unwrap(state, like), like, name, like_name)
+    check_finite(state, name, REMEDY)
+    return state
 
 
 def _unwrap(state: PyTree, like: PyTree) -> PyTree:

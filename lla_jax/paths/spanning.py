@@ -13,7 +13,6 @@ import jax
 import numpy as np
 
 from lla_jax.core import files, recipes
-from lla_jax.core import tree as _tree
 from lla_jax.core.arguments import Misuse, check_choice, check_integer, misuse, single_key
 from lla_jax.core.data import Stream, as_arrays
 from lla_jax.core.interrupts import deferred_interrupts
@@ -26,6 +25,7 @@ from lla_jax.paths import graphs
 from lla_jax.paths.bands.settings import NOT_GIVEN, BandOptions
 from lla_jax.paths.connecting import KINDS, connect
 from lla_jax.paths.curves import Curve, line, stack_points
+from lla_jax.paths.end_states import align_state
 from lla_jax.paths.graphs import Edge
 from lla_jax.paths.host_trees import are_equal, has_floats, unstack
 from lla_jax.paths.losses.along_curves import policy_of
@@ -341,7 +341,7 @@ def _check_states(loss: Loss, states: Any, num: int) -> list[PyTree] | None:
         raise misuse("states", states, f"a list of {num} states, one for each minimum")
     if not jax.tree.leaves(loss.state):
         raise misuse("states", states, "left out, since the loss has no state")
-    return [_tree.align(state, loss.state, f"states[{i}]", "loss.state") for i, state in enumerate(states)]
+    return [align_state(state, loss.state, f"states[{i}]", "loss.state") for i, state in enumerate(states)]
 
 
 def _check_connections(connections: Any, num: int, pairs: int) -> int:

@@ -140,3 +140,15 @@ def test_the_states_of_all_minima_are_asked_for():
     minima = [{"w": np.float32(w)} for w in (0, 1)]
     with pytest.raises(ValueError, match="states: none given"):
         lla.paths.spanning_tree(loss, minima, (np.ones(4, "float32"),), KEY)
+
+
+def _follow(params, state, batch, train):
+    mean = 0.9 * state["mean"] + 0.1 * batch[0].mean()
+    return batch[0] * params["w"] + (mean if train else state["mean"]), {"mean": mean}
+
+
+def test_a_state_that_is_not_finite_is_named_as_it_was_given():
+    loss = lla.Loss(_follow, lambda outputs, batch: outputs**2, state={"mean": np.float32(0)})
+    minima, states = [{"w": np.float32(w)} for w in (0, 1)], [{"mean": np.float32(x)} for x in (0, np.nan)]
+    with pytest.raises(ValueError, match=r"states\[1\]: \['mean'\] has NaN"):
+        lla.paths.spanning_tree(loss, minima, (np.ones(4, "float32"),), KEY, states=states)
