@@ -95,7 +95,7 @@ def from_array(array: np.ndarray, row: Row) -> Any:
     """
     _, kind, shape = row
     if kind.startswith(_KEYS):
-        leaf: Any = jax.random.wrap_key_data(jnp.asarray(array, jnp.uint32), impl=kind.removeprefix(_KEYS))
+        leaf: Any = jax.random.wrap_key_data(jnp.asarray(restore_dtype(array, "uint32")), impl=kind.removeprefix(_KEYS))
     else:
         leaf = restore_dtype(array, kind)
     if list(leaf.shape) != shape:

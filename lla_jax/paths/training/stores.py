@@ -18,8 +18,7 @@ from lla_jax.core import files, recipes
 from lla_jax.core.arguments import Misuse
 from lla_jax.core.recipes import Differs
 from lla_jax.core.types import PyTree, Recipe
-from lla_jax.paths.files.containers import to_array
-from lla_jax.paths.host_trees import is_key
+from lla_jax.paths.files.containers import from_array, rows, to_array
 
 FILE = "training.npz"
 ANEW = "pass another folder"
@@ -129,21 +128,8 @@ def from_arrays(name: str, arrays: Mapping[str, np.ndarray], like: PyTree) -> Py
     """The tree of the structure, shapes and types of ``like`` whose leaves ``to_arrays`` made.
 
     Raises:
-      ValueError: a leaf is missing, or has another shape or type.
+      KeyError: a leaf is missing.
+      ValueError: one has another shape or type.
     """
-    leaves, structure = jax.tree.flatten(like)
-    return jax.tree.unflatten(structure, [_from_array(f"{name} {i}", arrays, x) for i, x in enumerate(leaves)])
-
-
-def _from_array(name: str, arrays: Mapping[str, np.ndarray], like: Any) -> Any:
-    reference = to_array(like)
-    array = arrays.get(name)
-    if array is None or array.shape != reference.shape or array.dtype.itemsize != reference.dtype.itemsize:
-        found = "missing" if array is None else f"of {array.dtype} {array.shape}"
-        raise ValueError(f"its entry {name!r} is {found}, and must be of {reference.dtype} {reference.shape}")
-    array = array.view(reference.dtype) if array.dtype.kind == "V" else array  # numpy does not know bfloat16
-    if array.dtype != reference.dtype:
-        raise ValueError(f"its entry {name!r} is of {array.dtype}, and must be of {reference.dtype}")
-    if is_key(like):
-        return jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(like))
-    return jnp.asarray(array)
+    leaves = [from_array(arrays[f"{name} {i}"], row) for i, row in enumerate(rows(like))]
+    return jax.tree.unflatten(jax.tree.structure(like), map(jnp.asarray, leaves))
