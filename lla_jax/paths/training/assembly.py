@@ -89,9 +89,9 @@ def prepare(
     weight_decay = check_number("weight_decay", weight_decay, least=0.0, remedy="such as 5e-4, or 0 for none")
     given = None if optimizer is None else optimizers.as_optimizer(optimizer)
     joined = make_ends(loss, a, b, state_b)
+    data = data if isinstance(data, Stream) else as_arrays(data)
     batch_size = _check_batches(data, batch_size)
     train = has_statistics(joined.loss)
-    data = data if isinstance(data, Stream) else as_arrays(data)
     watched = data
     if isinstance(data, Stream):
         watched = examples.watch(data, joined.loss, joined.a, train=train, slopes=True)
@@ -143,7 +143,7 @@ def prepare(
     )
 
 
-def _check_batches(data: Any, batch_size: Any) -> int | None:
+def _check_batches(data: Batch | Stream, batch_size: Any) -> int | None:
     """The examples per batch; None for all, and for streams.
 
     Raises:
@@ -154,6 +154,5 @@ def _check_batches(data: Any, batch_size: Any) -> int | None:
     batch_size = check_batch_size(batch_size)
     if isinstance(data, Stream):
         raise Misuse("batch_size", f"{batch_size} given, but a stream has its own batches; leave it out")
-    check_uncut(as_arrays(data), batch_size)
-    count = num_examples(as_arrays(data))
-    return None if batch_size >= count else batch_size
+    check_uncut(data, batch_size)
+    return None if batch_size >= num_examples(data) else batch_size
