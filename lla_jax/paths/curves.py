@@ -22,7 +22,7 @@ from lla_jax.core.refusals import no_array
 from lla_jax.core.signatures import explained
 from lla_jax.core.types import SAVED, PyTree, Recipe
 from lla_jax.paths.end_states import stack_states
-from lla_jax.paths.host_trees import align_exactly, check_finite, stack, to_host, unstack
+from lla_jax.paths.host_trees import align_exactly, check_finite, size_of, stack, to_host, unstack
 from lla_jax.paths.trajectories import Trajectory, given
 
 Kind = Literal["line", "polygon", "bezier", "band"]
@@ -81,7 +81,7 @@ class Curve:
         object.__setattr__(self, "states", _check_states(self.states))
 
     def __repr__(self) -> str:
-        size = sum(int(np.prod(leaf.shape[1:])) for leaf in jax.tree.leaves(self.points))
+        size = size_of(self.points) // self.num
         states = ", with states" if self.states is not None else ""
         return f"Curve({self.kind}, {self.num} x {size:,} parameters, length {self.lengths(1.0):.4g}{states})"
 

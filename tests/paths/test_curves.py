@@ -15,6 +15,7 @@ from tests.helpers import (
     compilations,
     cross_entropy,
     dataset,
+    flat,
     mlp_loss,
     params,
     reference_losses,
@@ -29,10 +30,6 @@ CURVES = {
     "polygon": lla.paths.polygon([A, MIDDLE, B], [0, 0.3, 1]),
 }
 T = np.array([0.0, 0.13, 0.3, 0.5, 0.77, 1.0])
-
-
-def flat(tree):
-    return np.concatenate([np.ravel(x).astype(np.float64) for x in jax.tree.leaves(tree)])
 
 
 def at(curve, t):

@@ -15,6 +15,7 @@ from lla_jax.core.types import Batch, Execution, Loss, PyTree
 from lla_jax.curvature import eigen, operators
 from lla_jax.paths.bands.climbing import Climb, climb_step
 from lla_jax.paths.bands.steps import samples_between
+from lla_jax.paths.host_trees import size_of
 from lla_jax.paths.training.batch_slopes import has_statistics
 from lla_jax.paths.training.batches import Draw
 from lla_jax.paths.training.full_slopes import full_losses, full_slope
@@ -120,9 +121,8 @@ def lowest_eigenvalues(
         batch_stats="batch" if has_statistics(loss) else "frozen",
         execution=Execution(devices=1, precision=precision),
     )
-    size = sum(x.size for x in jax.tree.leaves(params))
     eps = float(np.finfo(np.result_type(*(x.dtype for x in jax.tree.leaves(params)))).eps)
-    if size <= DENSE_MOST:
+    if size_of(params) <= DENSE_MOST:
         matrix = operators.dense(H)
         values = np.linalg.eigvalsh((matrix + matrix.T) / 2)
         zero = ROUNDING * eps * float(np.abs(values).max())

@@ -18,7 +18,7 @@ from lla_jax.core.signatures import explained
 from lla_jax.core.types import PyTree, Recipe
 from lla_jax.paths.files import array_files, leaf_names, loading, step_files
 from lla_jax.paths.files.array_files import Source
-from lla_jax.paths.host_trees import shapes_of
+from lla_jax.paths.host_trees import shapes_of, size_of
 from lla_jax.paths.trajectories import Checkpoint, Trajectory
 
 _SPARE = 2**26  # bytes of a state that is larger than the parameters
@@ -187,7 +187,7 @@ def _of_source(source: Source, like: PyTree, state_like: PyTree, key: str | None
 def _struct(source: Source, name: str, like: PyTree) -> jax.ShapeDtypeStruct:
     """The shape of an array of a state; without ``state_like`` a false claim is refused here."""
     shape = source.shapes[name]
-    most = 16 * sum(int(np.prod(np.shape(leaf))) for leaf in jax.tree.leaves(like)) + _SPARE
+    most = 16 * size_of(like) + _SPARE
     if shape is None or np.prod(shape, dtype=float) > most:
         kind = "holds no numbers" if shape is None else f"has shape {shape}, far more than the parameters"
         raise Misuse("files", f"{source.file.name}: {name!r} {kind}; pass the state as state_like", source.file)
