@@ -119,7 +119,7 @@ def load(training: Training, recipe: Recipe) -> State | None:
     try:
         return _read(training, kept.header, kept.arrays)
     except Exception as error:  # of a changed file, of any type
-        raise training.keeper.damaged(f"{type(error).__name__}: {error}") from error
+        raise training.keeper.damaged(error) from error
 
 
 def _read(training: Training, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> State:

@@ -303,7 +303,7 @@ class Fit:
             first: Mapping[str, Any] = kept.header["first"]
             then = [first["loss"], first["t"], first["moved"]]
         except (LookupError, TypeError, ValueError, AttributeError) as error:
-            raise keeper.damaged(f"{type(error).__name__}: {error}") from error
+            raise keeper.damaged(error) from error
         if step > training.steps:
             change = {"steps": f"{step} -> {training.steps}"}
             text = f"{training.keeper.path} holds {step} steps, and {training.steps} are asked for; ask for as many"

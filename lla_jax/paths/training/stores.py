@@ -83,13 +83,14 @@ class Keeper:
             if not isinstance(then, Mapping) or not isinstance(header["step"], int) or header["step"] < 0:
                 raise ValueError("its header is not one of a training")
         except Exception as error:  # of a truncated or changed file, of any type
-            raise self.damaged(f"{type(error).__name__}: {error}") from error
+            raise self.damaged(error) from error
         recipes.check_same("store", f"the training in {self.path.parent}", then, recipe, names, ANEW, self.path.parent)
         return kept
 
-    def damaged(self, reason: str) -> Misuse:
-        """Make (not raise) the error for a file that cannot be continued."""
-        text = f"{self.path} is damaged, or not what lla_jax wrote ({reason[:300]})"
+    def damaged(self, error: Exception) -> Misuse:
+        """Make (not raise) the error for a file that cannot be continued, from what its reading raised."""
+        reason = f"{type(error).__name__}: {error}"[:300]
+        text = f"{self.path} is damaged, or not what lla_jax wrote ({reason})"
         return Misuse("store", f"{text}; remove it and repeat the call, which trains anew, or {ANEW}", self.path)
 
     def other_training(self, text: str, what: str) -> Differs:
