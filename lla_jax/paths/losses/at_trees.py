@@ -24,6 +24,7 @@ from lla_jax.landscape.means import Means
 from lla_jax.landscape.rules import Rule
 from lla_jax.landscape.tasks import Policy, Task
 from lla_jax.paths.host_trees import align_exactly, bytes_of, has_floats, stack
+from lla_jax.paths.losses.groups import handed_on
 from lla_jax.paths.trajectories import Trajectory
 
 GROUP_BYTES = 2**28  # of trees that are on the devices at a time
@@ -114,8 +115,8 @@ def losses_at(
         execution=execution,
     )
     job = jobs.prepare(task, first, (index,), "trees[0]")
-    table, plan = Means({}, {}), None
-    try:
+    plan = None
+    with handed_on(on_partial) as table:
         for lo, group in _groups(job, trees, first, state_of, num):
             check_interrupt()
             if plan is None:
@@ -127,10 +128,6 @@ def losses_at(
             table.put(means, slice(lo, hi), num)
             if progress is not None:
                 progress(hi, num)
-    except BaseException:
-        if on_partial is not None and table.values:
-            on_partial(table)
-        raise
     return table
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -33,8 +34,8 @@ def means_in_groups(
     Returns:
       The means, of which ``values`` and ``stderr`` are {name: (T,)} in float64, and the plan.
     """
-    table, lo, num = Means({}, {}), 0, len(coords)
-    try:
+    lo, num = 0, len(coords)
+    with handed_on(on_partial) as table:
         while lo < num:
             check_interrupt()
             hi = min(lo + jobs.group_size(job, plan), num)
@@ -43,8 +44,16 @@ def means_in_groups(
             lo = hi
             if progress is not None:
                 progress(lo, num)
+    return table, plan
+
+
+@contextlib.contextmanager
+def handed_on(on_partial: Callable[[Means], None] | None) -> Iterator[Means]:
+    """A context with means to be filled, which are handed on if it fails or is interrupted after the first of them."""
+    table = Means({}, {})
+    try:
+        yield table
     except BaseException:
         if on_partial is not None and table.values:
             on_partial(table)
         raise
-    return table, plan
