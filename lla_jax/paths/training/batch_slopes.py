@@ -17,7 +17,6 @@ import jax.numpy as jnp
 from lla_jax.core import losses
 from lla_jax.core.losses import Block
 from lla_jax.core.types import Loss, PyTree
-from lla_jax.execution import plans
 from lla_jax.paths.host_trees import has_floats
 
 
@@ -58,14 +57,3 @@ def slope(loss: Loss, params: PyTree, block: Block) -> tuple[Any, PyTree]:
 
     (_, shown), gradient = jax.value_and_grad(mean, has_aux=True)(params)
     return shown, gradient
-
-
-def slopes(loss: Loss, points: PyTree, block: Block, loop: str = "map") -> tuple[Any, PyTree]:
-    """The losses of one batch at P points, (P,), and their gradients, a tree stacked like the points.
-
-    Args:
-      loss, block: as of ``slope``; a loss with a key draws the same noise at all points.
-      points: a stacked tree of parameters, with leading axis P.
-      loop: "map" for one point after another, "vmap" for all at once.
-    """
-    return plans.map_points(lambda params: slope(loss, params, block), points, loop)

@@ -9,9 +9,9 @@ import lla_jax as lla
 from lla_jax.core.losses import Block, as_loss, block_of_rows
 from lla_jax.paths.training import batch_slopes as module
 from lla_jax.paths.training.batch_slopes import has_statistics, with_fresh_noise
-from tests.helpers import apply, cross_entropy, dataset, mlp_loss, params
+from tests.helpers import apply, cross_entropy, dataset, params
 
-slope, slopes = jax.jit(module.slope), jax.jit(module.slopes, static_argnums=3)
+slope = jax.jit(module.slope)
 
 DATA = dataset(8)
 BLOCK = block_of_rows(DATA, np.arange(8, dtype=np.int32))
@@ -42,16 +42,6 @@ def test_the_slope_is_that_of_the_weighted_mean_and_the_penalty_and_masked_rows_
     for block in (BLOCK, masked):
         expected = jax.jit(jax.value_and_grad(mean_weighted))(params(), block)
         assert_same(slope(loss, params(), block), expected)
-
-
-def test_several_points_give_what_each_gives_alone():
-    loss = mlp_loss()
-    stacked = jax.tree.map(lambda *x: np.stack(x), params(0), params(1), params(2))
-    for loop in ("map", "vmap"):
-        values, gradients = slopes(loss, stacked, BLOCK, loop)
-        for i in range(3):
-            one = jax.tree.map(lambda x, i=i: x[i], gradients)
-            assert_same((values[i], one), slope(loss, params(i), BLOCK))
 
 
 def normed(p, state, batch, train):
@@ -86,8 +76,7 @@ def test_noise_is_fresh_at_each_step_and_the_same_at_all_points():
     p = {"w": np.float32(1)}
     values = [float(slope(with_fresh_noise(loss, step), p, BLOCK)[0]) for step in (0, 1, 1)]
     assert values[0] != values[1] == values[2]
-    stacked = {"w": np.array([1, 2], np.float32)}
-    one, two = slopes(with_fresh_noise(loss, 0), stacked, BLOCK)[0]
+    one, two = (slope(with_fresh_noise(loss, 0), {"w": np.float32(w)}, BLOCK)[0] for w in (1, 2))
     assert two == 2 * one
 
 
