@@ -54,14 +54,13 @@ def policy_of(batch_stats: Policy | None, loss: Any) -> Policy:
     return "reestimate" if isinstance(loss, Loss) and has_floats(loss.state) else "frozen"
 
 
-def curve_job(curve: Curve, coords: np.ndarray, task: Task, name: str = "curve") -> Job:
+def curve_job(curve: Curve, coords: np.ndarray, task: Task) -> Job:
     """The job of a task at the points t of a curve, each under its own state.
 
     Args:
       curve: the curve, whose states, if it has some, take the place of the loss's.
       coords: (n,) the points t.
       task: the task; its rule is replaced.
-      name: the argument's name, for errors.
 
     Raises:
       Misuse: the loss has statistics that belong to one network, and the curve has no states of its ends.
@@ -71,21 +70,21 @@ def curve_job(curve: Curve, coords: np.ndarray, task: Task, name: str = "curve")
     own = task.loss.state
     if states is not None and jax.tree.leaves(own):
         first = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x)[1:], x.dtype), states)
-        _tree.align(first, own, f"{name}.states", "loss.state")
-        states = _tree.align(states, own, f"{name}.states", "loss.state", stacked=True)
+        _tree.align(first, own, "curve.states", "loss.state")
+        states = _tree.align(states, own, "curve.states", "loss.state", stacked=True)
         task = task._replace(loss=replace(task.loss, state=jax.tree.map(lambda x: x[0], states)))
     elif task.batch_stats == "frozen" and has_floats(own):
         raise Misuse(
-            name,
+            "curve",
             "holds no states of its ends, and the loss has a state of floats (running averages, such as BatchNorm's), "
             "which belong to one network; make it with both, such as lla.paths.line(a, b, state_a, state_b), or use "
             "batch_stats='reestimate'",
         )
-    job = jobs.prepare(task, curve.ends[0], (coords,), name)
+    job = jobs.prepare(task, curve.ends[0], (coords,), "curve")
     if states is not None and jax.tree.leaves(own):
         job = jobs.set_states(job, states, _end_weights)
     elif job.momenta is not None:
-        _check_averages(job, name)
+        _check_averages(job)
     recipe = {
         "kind": "curve",
         "curve": curve.kind,
@@ -108,13 +107,13 @@ def _end_weights(coords: np.ndarray) -> np.ndarray:
     return np.stack([1 - t, t], -1)
 
 
-def _check_averages(job: Job, name: str) -> None:
+def _check_averages(job: Job) -> None:
     """Raise an error if the loss's state has other floats than running averages: they would be the first end's."""
     leaves = zip(_tree.paths(job.loss.state), jax.tree.leaves(job.loss.state), job.momenta or (), strict=True)
     others = [path for path, x, m in leaves if m is None and jnp.issubdtype(x.dtype, jnp.floating)]
     if others:
         raise Misuse(
-            name,
+            "curve",
             f"holds no states of its ends, and the loss's state has floats that are not re-estimated ({others[0]!r}); "
             "make it with both, such as lla.paths.line(a, b, state_a, state_b)",
         )

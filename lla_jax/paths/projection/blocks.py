@@ -26,16 +26,16 @@ PIECE = 2**21  # numbers in float64 that are held of one block
 LEAST_PIECE = 256
 
 
-def runs_of(path: Any, least: int = 1) -> tuple[list[Trajectory], bool]:
+def runs_of(path: Any) -> tuple[list[Trajectory], bool]:
     """(the runs of a path, whether it is a list of several): a list of trajectories is one, a list of trees is not.
 
     A curve is the path of its points.
 
     Raises:
-      Misuse: no path, fewer checkpoints in a run than ``least``, or runs of different structure.
+      Misuse: no path, a run without checkpoints, or runs of different structure.
     """
     if isinstance(path, list | tuple) and path and all(isinstance(run, Trajectory | Curve) for run in path):
-        runs = [as_trajectory(_points_of(run), f"path[{i}]", least) for i, run in enumerate(path)]
+        runs = [as_trajectory(_points_of(run), f"path[{i}]") for i, run in enumerate(path)]
         for i, run in enumerate(runs):
             _tree.align(run.like, runs[0].like, f"path[{i}]", "path[0]")
         return runs, True
@@ -46,21 +46,21 @@ def runs_of(path: Any, least: int = 1) -> tuple[list[Trajectory], bool]:
                     f"its entry {i} is a trajectory, and others are none; several runs are a list of trajectories, and "
                 )
                 raise Misuse("path", f"{text}a tree among them is one as lla.paths.given([tree])")
-    return [as_trajectory(_points_of(path), "path", least)], False
+    return [as_trajectory(_points_of(path))], False
 
 
 def _points_of(path: Any) -> Any:
     return path.trajectory() if isinstance(path, Curve) else path
 
 
-def leaves_of(params: PyTree, like: PyTree, name: str, like_name: str = "the first checkpoint") -> Leaves:
-    """The leaves of a tree in the order of another one, on the host.
+def leaves_of(params: PyTree, like: PyTree, name: str) -> Leaves:
+    """The leaves of parameters in the order of the checkpoints' own, on the host.
 
     Raises:
       Misuse: another structure, other shapes, or entries that are not finite.
     """
     _tree.check_real(params, name)
-    return [np.asarray(x) for x in jax.tree.leaves(_tree.align(params, like, name, like_name))]
+    return [np.asarray(x) for x in jax.tree.leaves(_tree.align(params, like, name, "the first checkpoint"))]
 
 
 class Blocks:

@@ -33,19 +33,18 @@ class Frame(NamedTuple):
     gram: np.ndarray
 
 
-def frame_of(axes: Directions, params: PyTree, centre: Leaves, name: str = "axes") -> Frame:
+def frame_of(axes: Directions, params: PyTree, centre: Leaves) -> Frame:
     """The axes with their Gram matrix.
 
     Args:
       axes: k directions.
       params: the parameters whose structure they must have.
       centre: the leaves of the centre.
-      name: of the axes, in errors.
 
     Raises:
       Misuse: axes of another structure than the centre, one that is zero, or axes that are nearly dependent.
     """
-    tree = _tree.align(axes.tree, params, name, stacked=True)
+    tree = _tree.align(axes.tree, params, "axes", stacked=True)
     stacked = [np.asarray(x) for x in jax.tree.leaves(tree)]
     each = [[x[i] for x in stacked] for i in range(axes.num)]
     gram = np.zeros((axes.num, axes.num))
@@ -54,15 +53,15 @@ def frame_of(axes: Directions, params: PyTree, centre: Leaves, name: str = "axes
     scales = np.sqrt(np.diag(gram))
     if not np.isfinite(gram).all():
         raise Misuse(
-            name, "have NaN or infinite entries; every entry must be finite, so check what they were made from"
+            "axes", "have NaN or infinite entries; every entry must be finite, so check what they were made from"
         )
     if not scales.all():
-        raise Misuse(name, f"direction {int(np.argmin(scales))} is zero everywhere; leave it out")
+        raise Misuse("axes", f"direction {int(np.argmin(scales))} is zero everywhere; leave it out")
     gram = gram / np.outer(scales, scales)
     ends = np.linalg.eigvalsh(gram)
     if ends[0] <= ends[-1] / LARGEST_CONDITION:
         raise Misuse(
-            name,
+            "axes",
             f"its {axes.num} directions are linearly dependent up to rounding, so that coordinates along them are not "
             "unique; leave one out, or make them orthogonal, as lla.directions.between(..., orthogonal=True) does",
         )
