@@ -40,10 +40,7 @@ def show(problem: Problem, options: ConnectOptions) -> None:
     """Train the curve and write what ``lla-jax connect`` shows into ``options.out``; what is there is continued."""
     out, chosen = options.out, connect_settings(options)
     b, state_b = _second(problem, options)
-    stores.begin(out, chosen, options.overwrite, PLANE)
-    if options.overwrite:
-        for name in RESULTS:
-            (out / name).unlink(missing_ok=True)
+    stores.begin(out, chosen, options.overwrite, PLANE, RESULTS)
     curve = _train(problem, b, state_b, options)
     files = [storage.save(curve, out / "curve.npz")]
     barriers = _measure(problem, b, state_b, curve, options)
