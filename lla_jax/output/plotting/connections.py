@@ -226,7 +226,7 @@ def _mark_points(ax: Axes, plane: Plane, points: list[tuple[str, float, float]])
     left_out = []
     for name, a, b in points:
         place = round(a, 9), round(b, 9)
-        inside = plane.x[0] <= a <= plane.x[-1] and plane.y[0] <= b <= plane.y[-1]
+        inside = plane.holds(a, b)
         if not inside:
             left_out.append(name)
         if place in seen or not inside:
