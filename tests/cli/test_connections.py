@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import lla_jax as lla
 from lla_jax.cli import connections
+from lla_jax.output import plotting
 from tests.cli.cases import run
 from tests.cli.path_cases import MODULE, W, history, losses, stopping
 
@@ -60,6 +62,23 @@ def test_a_curve_with_its_barriers_that_goes_on_after_an_interruption(module, ca
     assert run("plot", "r/curve.npz") == 2
     assert "its picture is that of seen.npz or barrier.npz" in capsys.readouterr().err
     assert run("plot", "r/barrier.npz", "--value", "test_loss", "--format", "svg") == 0
+
+
+def test_a_barrier_is_drawn_again_in_the_scale_that_it_had(module, capsys, monkeypatch):
+    drawn, draw = [], plotting.barrier
+    monkeypatch.setattr(plotting, "barrier", lambda *a, **k: drawn.append(k["log"]) or draw(*a, **k))
+    assert history("connect", *QUICK, "--plane-points", 0, "--out", "r", factory="near") == 0
+    assert run("plot", "r") == 0
+    assert run("plot", "r/barrier.npz") == 0
+    assert drawn == [True] * 3
+    assert run("plot", "r/barrier.npz", "--no-log") == 0
+    assert drawn.pop() is False
+    saved = lla.load("r/barrier.npz")
+    lla.save(replace(saved, values={name: z - 9 for name, z in saved.values.items()}), "mine.npz")
+    capsys.readouterr()
+    assert run("plot", "mine.npz", "--log") == 0
+    assert drawn.pop() is False
+    assert "--log: given, but a logarithm needs losses above 0; the pictures are linear" in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("ignore:tolerance. 0.001 not reached")
