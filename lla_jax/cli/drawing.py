@@ -207,14 +207,15 @@ def choose_scale(result: Landscape, value: str = "loss", *, cap: float | None = 
 
 
 def choose_scale_along(barriers: Mapping[str, Barrier], value: str = "loss", *, log: bool | None) -> bool:
-    """Whether values along curves are drawn logarithmically, by the options or by their span."""
+    """Whether values along curves, of all data sets, are drawn logarithmically: by the options or by their span."""
     import numpy as np
 
     from lla_jax.core.scales import spans_decades
     from lla_jax.paths.losses.barriers import Barrier
 
-    known = [each for each in barriers.values() if isinstance(each, Barrier) and value in each.values]
-    values = np.concatenate([each.values[value] for each in known])  # what is left out is refused where it is drawn
+    known = [each.values for each in barriers.values() if isinstance(each, Barrier)]  # another one is refused later
+    drawn = [z for values in known for name, z in values.items() if name == value or name.endswith(f"_{value}")]
+    values = np.concatenate(drawn)
     values = values[np.isfinite(values)]
     if log and values.min(initial=1.0) <= 0:
         print_note("--log: given, but a logarithm needs losses above 0; the pictures are linear")

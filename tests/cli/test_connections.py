@@ -11,6 +11,7 @@ import pytest
 
 import lla_jax as lla
 from lla_jax.cli import connections
+from lla_jax.cli.drawing import choose_scale_along
 from lla_jax.output import plotting
 from tests.cli.cases import run
 from tests.cli.path_cases import MODULE, W, history, losses, stopping
@@ -79,6 +80,18 @@ def test_a_barrier_is_drawn_again_in_the_scale_that_it_had(module, capsys, monke
     assert run("plot", "mine.npz", "--log") == 0
     assert drawn.pop() is False
     assert "--log: given, but a logarithm needs losses above 0; the pictures are linear" in capsys.readouterr().err
+
+
+def test_a_data_set_without_a_logarithm_makes_the_picture_of_its_barrier_linear(module):
+    assert history("connect", *QUICK, "--plane-points", 0, "--out", "r", factory="near") == 0
+    saved = lla.load("r/barrier.npz")
+    values, heights = ({**each, "test_loss": each["loss"]} for each in (saved.values, saved.heights))
+    values["test_loss"] = 0 * saved.losses
+    assert choose_scale_along({"": saved}, log=None)
+    barrier = replace(saved, values=values, heights=heights)
+    assert not choose_scale_along({"": barrier}, log=None)
+    lla.save(barrier, "mine.npz")
+    assert run("plot", "mine.npz") == 0
 
 
 @pytest.mark.filterwarnings("ignore:tolerance. 0.001 not reached")
