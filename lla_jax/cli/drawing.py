@@ -118,7 +118,7 @@ def _picture_of(saved: Any, path: Path) -> Picture | None:
         case Barrier():
             return Picture(path.stem, partial(_barriers, saved), ("value", "log"))
         case Curve(kind="band"):
-            return Picture(_name(path, "curve", "band"), lambda _: plotting.band(saved))
+            return Picture(_name(path, "curve", "band"), partial(_band, saved), ("log",))
     return None
 
 
@@ -152,6 +152,16 @@ def _barriers(saved: Any, options: PlotOptions) -> Any:
         barriers = {"line": load(line), saved.recipe["directions"]["curve"]: saved}
     log = choose_scale_along(barriers, options.value, log=scale(options))
     return plotting.barrier(saved if "" in barriers else barriers, options.value, log=log)
+
+
+def _band(saved: Any, options: PlotOptions) -> Any:
+    """The picture of a band, in the scale of the barriers that lla-jax connect has put beside it."""
+    from lla_jax import load
+    from lla_jax.output import plotting
+
+    files = [options.file.with_name(f"{name}.npz") for name in ("line", "barrier")]
+    beside = {file.stem: load(file) for file in files if file.exists()}
+    return plotting.band(saved, log=choose_scale_along(beside, log=scale(options)))
 
 
 def _check_value(options: PlotOptions, saved: Any, file: Path) -> None:
@@ -215,7 +225,7 @@ def choose_scale_along(barriers: Mapping[str, Barrier], value: str = "loss", *, 
 
     known = [each.values for each in barriers.values() if isinstance(each, Barrier)]  # another one is refused later
     drawn = [z for values in known for name, z in values.items() if name == value or name.endswith(f"_{value}")]
-    values = np.concatenate(drawn)
+    values = np.concatenate([np.zeros(0), *drawn])
     values = values[np.isfinite(values)]
     if log and values.min(initial=1.0) <= 0:
         print_note("--log: given, but a logarithm needs losses above 0; the pictures are linear")

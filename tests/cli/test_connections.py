@@ -95,13 +95,18 @@ def test_a_data_set_without_a_logarithm_makes_the_picture_of_its_barrier_linear(
 
 
 @pytest.mark.filterwarnings("ignore:tolerance. 0.001 not reached")
-def test_a_band_shows_its_saddle(module, capsys):
-    assert history("connect", "--kind", "band", "--points", 5, "--steps", 10, "--out", "r", factory="two") == 0
+def test_a_band_shows_its_saddle(module, capsys, monkeypatch):
+    drawn, draw = [], plotting.band
+    assert history("connect", "--kind", "band", "--points", 5, "--steps", 10, "--out", "r", factory="near") == 0
     out = capsys.readouterr().out
     assert "band of" in out
     assert "Saddle at t = " in out
     (module / "r/band.png").unlink()
+    monkeypatch.setattr(plotting, "band", lambda *a, **k: drawn.append(k.get("log")) or draw(*a, **k))
     assert run("plot", "r/curve.npz") == 0
+    assert run("plot", "r/curve.npz", "--no-log") == 0
+    assert drawn == [True, False]
+    assert run("plot", "r/curve.npz", "--cap", 3) == 2
     assert (module / "r/band.png").exists()
 
 
