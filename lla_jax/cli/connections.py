@@ -12,14 +12,13 @@ import numpy as np
 from lla_jax import paths
 from lla_jax.cli import stores
 from lla_jax.cli.checkpoints import check_checkpoints, read_one
-from lla_jax.cli.drawing import choose_scale
+from lla_jax.cli.drawing import choose_scale, choose_scale_along
 from lla_jax.cli.environment import make_execution
 from lla_jax.cli.options import ConnectOptions, Mistake
 from lla_jax.cli.planes import compute_plane
 from lla_jax.cli.settings import connect_settings, scale
 from lla_jax.cli.terminal import bar, print_message, print_note, print_results
 from lla_jax.core.arguments import Misuse
-from lla_jax.core.scales import spans_decades
 from lla_jax.core.types import Execution, Problem, PyTree, is_path
 from lla_jax.directions import derived
 from lla_jax.output import path_words, plotting, storage
@@ -40,10 +39,7 @@ def show(problem: Problem, options: ConnectOptions) -> None:
     """Train the curve and write what ``lla-jax connect`` shows into ``options.out``; what is there is continued."""
     out, chosen = options.out, connect_settings(options)
     b, state_b = _second(problem, options)
-    stores.begin(out, chosen, options.overwrite, PLANE)
-    if options.overwrite:
-        for name in RESULTS:
-            (out / name).unlink(missing_ok=True)
+    stores.begin(out, chosen, options.overwrite, PLANE, RESULTS)
     curve = _train(problem, b, state_b, options)
     files = [storage.save(curve, out / "curve.npz")]
     barriers = _measure(problem, b, state_b, curve, options)
@@ -51,7 +47,7 @@ def show(problem: Problem, options: ConnectOptions) -> None:
     words = path_words.describe_connection(curve, barriers), path_words.plain_connection(curve, barriers)
     files += path_words.write(out / "connect", *words)
     print((out / "connect.txt").read_text(encoding="utf-8"))
-    log = _is_logarithmic(barriers, options)
+    log = choose_scale_along(barriers, log=scale(options))
     pictures = [out / "barrier.png"]
     plotting.barrier(barriers, log=log).savefig(pictures[0])
     if curve.kind == "band":
@@ -182,14 +178,3 @@ def _grid(seen: Projection, points: int) -> tuple[np.ndarray, np.ndarray]:
     x, y = paths.grid_around([seen, corners], 0.2, points)
     steps = max(1, int(1 / (x[1] - x[0]) + 1e-9))  # from one end to the other
     return (np.arange(len(x)) - int(np.abs(x).argmin())) / steps, y
-
-
-def _is_logarithmic(barriers: Mapping[str, Barrier], options: ConnectOptions) -> bool:
-    """Whether losses along curves are drawn logarithmically."""
-    losses = np.concatenate([each.losses for each in barriers.values()])
-    losses = losses[np.isfinite(losses)]
-    wanted = scale(options)
-    if wanted and losses.min(initial=1.0) <= 0:
-        print_note("--log: given, but a logarithm needs losses above 0; the pictures are linear")
-        return False
-    return bool(spans_decades(losses)) if wanted is None else wanted

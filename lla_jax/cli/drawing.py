@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from lla_jax.cli.terminal import print_note, print_results
 
 if TYPE_CHECKING:
     from lla_jax.core.results import Landscape
+    from lla_jax.paths.losses.barriers import Barrier
 
 TRAINING = "training.npz"  # as in paths/training/stores.py, which needs jax
 
@@ -117,7 +118,7 @@ def _picture_of(saved: Any, path: Path) -> Picture | None:
         case Barrier():
             return Picture(path.stem, partial(_barriers, saved), ("value", "log"))
         case Curve(kind="band"):
-            return Picture(_name(path, "curve", "band"), lambda _: plotting.band(saved))
+            return Picture(_name(path, "curve", "band"), partial(_band, saved), ("log",))
     return None
 
 
@@ -146,10 +147,21 @@ def _barriers(saved: Any, options: PlotOptions) -> Any:
 
     line = options.file.with_name("line.npz")
     _check_value(options, saved, options.file)
-    several = saved
+    barriers = {"": saved}
     if options.file.stem == "barrier" and line.exists():
-        several = {"line": load(line), saved.recipe["directions"]["curve"]: saved}
-    return plotting.barrier(several, options.value, log=bool(scale(options)))
+        barriers = {"line": load(line), saved.recipe["directions"]["curve"]: saved}
+    log = choose_scale_along(barriers, options.value, log=scale(options))
+    return plotting.barrier(saved if "" in barriers else barriers, options.value, log=log)
+
+
+def _band(saved: Any, options: PlotOptions) -> Any:
+    """The picture of a band, in the scale of the barriers that lla-jax connect has put beside it."""
+    from lla_jax import load
+    from lla_jax.output import plotting
+
+    files = [options.file.with_name(f"{name}.npz") for name in ("line", "barrier")]
+    beside = {file.stem: load(file) for file in files if file.exists()}
+    return plotting.band(saved, log=choose_scale_along(beside, log=scale(options)))
 
 
 def _check_value(options: PlotOptions, saved: Any, file: Path) -> None:
@@ -202,6 +214,23 @@ def choose_scale(result: Landscape, value: str = "loss", *, cap: float | None = 
     elif log is None and logarithmic:
         print_note(f"the pictures are logarithmic ({span}); --no-log draws them linearly")
     return logarithmic
+
+
+def choose_scale_along(barriers: Mapping[str, Barrier], value: str = "loss", *, log: bool | None) -> bool:
+    """Whether values along curves, of all data sets, are drawn logarithmically: by the options or by their span."""
+    import numpy as np
+
+    from lla_jax.core.scales import spans_decades
+    from lla_jax.paths.losses.barriers import Barrier
+
+    known = [each.values for each in barriers.values() if isinstance(each, Barrier)]  # another one is refused later
+    drawn = [z for values in known for name, z in values.items() if name == value or name.endswith(f"_{value}")]
+    values = np.concatenate([np.zeros(0), *drawn])
+    values = values[np.isfinite(values)]
+    if log and values.min(initial=1.0) <= 0:
+        print_note("--log: given, but a logarithm needs losses above 0; the pictures are linear")
+        return False
+    return spans_decades(values) if log is None else log
 
 
 def draw(

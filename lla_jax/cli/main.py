@@ -6,10 +6,12 @@ that ``lla-jax --help`` is immediate.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tyro
@@ -225,15 +227,12 @@ def landscape(options: LandscapeOptions) -> None:
 def hessian(options: HessianOptions) -> None:
     """Compute the curvature of a user's problem into ``options.out``, or continue an interrupted computation."""
     check_hessian(options)
-    split_name(options.problem)
-    out = make_folder(options.out)
-    from lla_jax.cli import curvature
+    with _begin(options) as (problem, out):
+        from lla_jax.cli import curvature
+
+        results = curvature.compute_parts(problem, replace(options, out=out))
     from lla_jax.output import kept, pictures
 
-    check_devices(options.devices)
-    with show_log():
-        problem, out = build(options.problem, out)
-        results = curvature.compute_parts(problem, replace(options, out=out))
     files = curvature.write(results, out)
     if not kept.is_writer():  # one of several processes prints
         return
@@ -245,26 +244,18 @@ def hessian(options: HessianOptions) -> None:
 def path(options: PathOptions) -> None:
     """Show where a user's training went, on the plane of its principal components, into ``options.out``."""
     check_path(options)
-    split_name(options.problem)
-    make_folder(options.out)
-    from lla_jax.cli import paths
+    with _begin(options) as (problem, out):
+        from lla_jax.cli import paths
 
-    check_devices(options.devices)
-    with show_log():
-        problem, out = build(options.problem, options.out)
         paths.show(problem, replace(options, out=out))
 
 
 def connect(options: ConnectOptions) -> None:
     """Train a curve between two solutions of a user's problem, and measure its barrier, into ``options.out``."""
     check_connect(options)
-    split_name(options.problem)
-    make_folder(options.out)
-    from lla_jax.cli import connections
+    with _begin(options) as (problem, out):
+        from lla_jax.cli import connections
 
-    check_devices(options.devices)
-    with show_log():
-        problem, out = build(options.problem, options.out)
         connections.show(problem, replace(options, out=out))
 
 
@@ -312,6 +303,16 @@ def status(options: StatusOptions) -> None:
 
 
 # --- the parts of the verbs
+
+
+@contextlib.contextmanager
+def _begin(options: HessianOptions | PathOptions | ConnectOptions) -> Iterator[tuple[Problem, Path]]:
+    """A context that gives the user's problem and the folder of the results, and shows the library's log."""
+    split_name(options.problem)
+    make_folder(options.out)
+    check_devices(options.devices)
+    with show_log():
+        yield build(options.problem, options.out)
 
 
 def make_axes(problem: Problem, options: LandscapeOptions) -> Directions:

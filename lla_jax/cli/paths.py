@@ -43,10 +43,7 @@ def show(problem: Problem, options: PathOptions) -> None:
     path = read_path(problem, options)
     loss = _loss_of_last(problem, path, options)
     axes = _components(path)
-    stores.begin(out, chosen, options.overwrite, PLANE)
-    if options.overwrite:
-        for name in RESULTS:
-            (out / name).unlink(missing_ok=True)
+    stores.begin(out, chosen, options.overwrite, PLANE, RESULTS)
     seen = _project(problem, loss, path, axes, options)
     files = [storage.save(axes, out / "axes.npz"), storage.save(seen, out / SEEN)]
     words = path_words.describe_path(axes, seen), path_words.plain_path(axes, seen)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,7 +58,9 @@ def _settings_of(folder: Path) -> dict[str, str]:
         return {}
 
 
-def begin(out: Path, settings: Mapping[str, str], overwrite: bool, name: str = "landscape.npz") -> None:
+def begin(
+    out: Path, settings: Mapping[str, str], overwrite: bool, name: str = "landscape.npz", others: Sequence[str] = ()
+) -> None:
     """Check that a store in the folder was begun with the same settings, its grid aside; or remove it first.
 
     Args:
@@ -66,6 +68,7 @@ def begin(out: Path, settings: Mapping[str, str], overwrite: bool, name: str = "
       settings: {option: its text}, from ``options.settings``.
       overwrite: remove the store in the folder, its result and its settings, and check nothing.
       name: of the file of the result.
+      others: names of the files beside it, which overwriting removes too.
 
     Raises:
       Differs: the store was begun with other settings.
@@ -80,7 +83,8 @@ def begin(out: Path, settings: Mapping[str, str], overwrite: bool, name: str = "
         folders.check_removable(out)
         result.unlink(missing_ok=True)  # first: it is never without the chunks it was made of
         folders.remove(out)
-        (out / COMMAND).unlink(missing_ok=True)
+        for each in (COMMAND, *others):
+            (out / each).unlink(missing_ok=True)
     if not folders.exists(out):
         if result.exists():
             raise Mistake(f"{result} exists without the chunks it was made of; remove it, or {REMEDY}")

@@ -49,7 +49,7 @@ def list_arrays(named: Mapping[str, Any] | None, prefix: str) -> tuple[list[list
 
 
 def take_arrays(names: list[list[str]] | None, arrays: Arrays, prefix: str) -> dict[str, np.ndarray] | None:
-    """The arrays of a list that ``_list_arrays`` made, by name; removes them from ``arrays``. None for None."""
+    """The arrays of a list that ``list_arrays`` made, by name; removes them from ``arrays``. None for None."""
     if names is None:
         return None
     return {name: files.restore_dtype(arrays.pop(f"{prefix}{i}"), dtype) for i, (name, dtype) in enumerate(names)}

@@ -35,6 +35,9 @@ def make():
 def two():
     return lla.Problem(LOSS, {"w": W}, DATA, checkpoints=[{"w": -W}], extra_data={"test": DATA})
 
+def near():
+    return lla.Problem(LOSS, {"w": 1.001 * W}, DATA, checkpoints=[{"w": -1.001 * W}])
+
 def straight():
     return lla.Problem(LOSS, {"w": W}, DATA, checkpoints=[{"w": 3 * W}, {"w": 2 * W}])
 

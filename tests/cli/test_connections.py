@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import lla_jax as lla
 from lla_jax.cli import connections
+from lla_jax.cli.drawing import choose_scale_along
+from lla_jax.output import plotting
 from tests.cli.cases import run
 from tests.cli.path_cases import MODULE, W, history, losses, stopping
 
@@ -62,14 +65,48 @@ def test_a_curve_with_its_barriers_that_goes_on_after_an_interruption(module, ca
     assert run("plot", "r/barrier.npz", "--value", "test_loss", "--format", "svg") == 0
 
 
+def test_a_barrier_is_drawn_again_in_the_scale_that_it_had(module, capsys, monkeypatch):
+    drawn, draw = [], plotting.barrier
+    monkeypatch.setattr(plotting, "barrier", lambda *a, **k: drawn.append(k["log"]) or draw(*a, **k))
+    assert history("connect", *QUICK, "--plane-points", 0, "--out", "r", factory="near") == 0
+    assert run("plot", "r") == 0
+    assert run("plot", "r/barrier.npz") == 0
+    assert drawn == [True] * 3
+    assert run("plot", "r/barrier.npz", "--no-log") == 0
+    assert drawn.pop() is False
+    saved = lla.load("r/barrier.npz")
+    lla.save(replace(saved, values={name: z - 9 for name, z in saved.values.items()}), "mine.npz")
+    capsys.readouterr()
+    assert run("plot", "mine.npz", "--log") == 0
+    assert drawn.pop() is False
+    assert "--log: given, but a logarithm needs losses above 0; the pictures are linear" in capsys.readouterr().err
+
+
+def test_a_data_set_without_a_logarithm_makes_the_picture_of_its_barrier_linear(module):
+    assert history("connect", *QUICK, "--plane-points", 0, "--out", "r", factory="near") == 0
+    saved = lla.load("r/barrier.npz")
+    values, heights = ({**each, "test_loss": each["loss"]} for each in (saved.values, saved.heights))
+    values["test_loss"] = 0 * saved.losses
+    assert choose_scale_along({"": saved}, log=None)
+    barrier = replace(saved, values=values, heights=heights)
+    assert not choose_scale_along({"": barrier}, log=None)
+    lla.save(barrier, "mine.npz")
+    assert run("plot", "mine.npz") == 0
+
+
 @pytest.mark.filterwarnings("ignore:tolerance. 0.001 not reached")
-def test_a_band_shows_its_saddle(module, capsys):
-    assert history("connect", "--kind", "band", "--points", 5, "--steps", 10, "--out", "r", factory="two") == 0
+def test_a_band_shows_its_saddle(module, capsys, monkeypatch):
+    drawn, draw = [], plotting.band
+    assert history("connect", "--kind", "band", "--points", 5, "--steps", 10, "--out", "r", factory="near") == 0
     out = capsys.readouterr().out
     assert "band of" in out
     assert "Saddle at t = " in out
     (module / "r/band.png").unlink()
+    monkeypatch.setattr(plotting, "band", lambda *a, **k: drawn.append(k.get("log")) or draw(*a, **k))
     assert run("plot", "r/curve.npz") == 0
+    assert run("plot", "r/curve.npz", "--no-log") == 0
+    assert drawn == [True, False]
+    assert run("plot", "r/curve.npz", "--cap", 3) == 2
     assert (module / "r/band.png").exists()
 
 

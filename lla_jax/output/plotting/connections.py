@@ -16,7 +16,6 @@ from lla_jax.core.signatures import explained
 from lla_jax.core.text import SIGN, pm
 from lla_jax.output.plotting import projections as _projections
 from lla_jax.output.plotting import reading, scales, style
-from lla_jax.output.plotting.figures import new_figure
 from lla_jax.output.plotting.planes import picture
 from lla_jax.output.plotting.reading import Plane
 from lla_jax.output.plotting.scales import Levels
@@ -75,18 +74,15 @@ def barrier(
         curves = [_read_losses(f"b[{name!r}]", str(name), each, value) for name, each in b.items()]
     else:
         curves = [_read_losses("b", "", b, value)]
-    scales.finite([z for each in curves for z in each.values.values()], value, log)
+    drawn = scales.finite([z for each in curves for z in each.values.values()], value, log)
     fig, canvas = style.canvas(ax, 2.9)
-    drawn = np.concatenate([z for each in curves for z in each.values.values()])
     for k, each in enumerate(curves):
-        _draw_losses_between(
-            canvas, each, value, style.COLOURS[k % 7], least=_SHORTEST * float(np.ptp(drawn[np.isfinite(drawn)]))
-        )
+        _draw_losses_between(canvas, each, value, style.COLOURS[k % 7], least=_SHORTEST * float(np.ptp(drawn)))
     canvas.set_xlim(0, 1)
     if log:
         scales.set_log(canvas)
     if any(np.isfinite(error).any() for each in curves for error in each.errors.values()):
-        canvas.plot([], [], color="0.5", alpha=0.4, linewidth=6, label="± 1 standard error")
+        style.explain_errors(canvas)
     canvas.set_xlabel("t, from one solution (0) to the other (1)", fontsize=style.SIZE)
     _finish(fig, canvas, reading.label(value), title, outside=ax is None)
     return fig
@@ -191,9 +187,7 @@ def curve(
     runs = _projections.read(plane, seen, "curve")
     points = [_control_points(each) for _, _, each in _projections.named(seen)]
     note = _projections.warn_of_outside(runs, content, "points of the curve")
-    style.check_axes(ax, "a curve")
-    fig: Any = new_figure(style.SINGLE, 3.5) if ax is None else ax.figure
-    canvas = fig.add_subplot() if ax is None else ax
+    fig, canvas = style.canvas(ax, 3.5)
     options: dict[str, Any] = {"levels": levels, "log": log, "cap": cap, "title": title}
     names = [entry for each in points for entry in each]
     picture("contour", {"": _without_marks(content, names)}, value, ax=canvas, legend=False, **options)
@@ -232,7 +226,7 @@ def _mark_points(ax: Axes, plane: Plane, points: list[tuple[str, float, float]])
     left_out = []
     for name, a, b in points:
         place = round(a, 9), round(b, 9)
-        inside = plane.x[0] <= a <= plane.x[-1] and plane.y[0] <= b <= plane.y[-1]
+        inside = plane.holds(a, b)
         if not inside:
             left_out.append(name)
         if place in seen or not inside:
@@ -315,7 +309,7 @@ def _draw_between_pivots(ax: Axes, curve: Curve, landscape: Landscape, value: st
     error = np.full(len(t), np.nan) if errors is None else np.asarray(errors, float)[order]
     draw_curve(ax, np.asarray(curve.lengths(t)), z, error, style.COLOURS[0], "-", reading.label(value))
     if np.isfinite(error).any():
-        ax.plot([], [], color="0.5", alpha=0.4, linewidth=6, label="± 1 standard error")
+        style.explain_errors(ax)
     return z
 
 

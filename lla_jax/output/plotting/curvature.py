@@ -124,7 +124,7 @@ def spectral_density(
     neutral = curves[0].colour if len(curves) == 1 else "0.4"
     canvas.plot([], [], marker="|", color=neutral, linestyle="none", label=tick_label)
     if any(curve.spec.probes > 1 for curve in curves):
-        canvas.plot([], [], color=neutral, alpha=0.4, linewidth=6, label="± 1 standard error")
+        style.explain_errors(canvas, neutral)
     style.legend(fig, [canvas], outside=ax is None, title=_describe_probes(curves, width), columns=2)
     note = "" if curves[0].label else _incomplete_note(curves[0].spec)
     style.set_title(canvas, style.join(title, note), 42, style.SIZE + 1)

@@ -310,8 +310,7 @@ class _Track:
         a, b = (np.interp(steps, self.run.steps, c) for c in self.run.coords.T)
         heights = surfaces.heights_at(self.plane, self.z, a, b)
         points = np.stack([a, b, heights], axis=-1)
-        outside = (a < self.plane.x[0]) | (a > self.plane.x[-1]) | (b < self.plane.y[0]) | (b > self.plane.y[-1])
-        points[outside] = np.nan
+        points[~self.plane.holds(a, b)] = np.nan
         return points
 
     def _set(self, line: Any, points: np.ndarray) -> None:

@@ -160,7 +160,7 @@ def _finish_line(
     if x[0] <= 0 <= x[-1] and reading.origin(landscape):
         ax.axvline(0, label=style.ORIGIN, **thin)
     if any(name in landscape.stderr for name in names):  # one neutral entry for the bands of all curves
-        ax.plot([], [], color="0.5", alpha=0.4, linewidth=6, label="± 1 standard error")
+        style.explain_errors(ax)
     if reading.evaluated(landscape) is not None:
         label = style.refined_label(landscape.describe_refinement(names[0]))
         ax.plot([], [], label=label, **(style.dots(1) | {"markerfacecolor": "0.5"}))

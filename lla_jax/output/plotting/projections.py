@@ -30,10 +30,7 @@ class Run(NamedTuple):
 
     def is_inside(self, plane: Plane) -> np.ndarray:
         """(T,): whether the projection of a checkpoint lies on the part of the plane that is drawn."""
-        (a, b), room = self.coords.T, 1e-9
-        pads = room * np.ptp(plane.x), room * np.ptp(plane.y)
-        inside: np.ndarray = (a >= plane.x[0] - pads[0]) & (a <= plane.x[-1] + pads[0])
-        return inside & (b >= plane.y[0] - pads[1]) & (b <= plane.y[-1] + pads[1])
+        return plane.holds(*self.coords.T)
 
 
 def read(landscape: Landscape, seen: Any, function: str) -> list[Run]:

@@ -284,6 +284,17 @@ class Plane(NamedTuple):
     interpolated: str = ""  # "420 of 1,681 points evaluated, ...", with the error of the others
     mesh: int = 121  # the most vertices per axis of a surface; odd, so that a centre cell stays
 
+    def holds(self, a: Any, b: Any) -> np.ndarray:
+        """Whether points (a, b) lie on the part of the plane that is drawn, where rounding may move them over a border.
+
+        Args:
+          a: the first coordinate of each point.
+          b: the second one, of the same shape.
+        """
+        pads = 1e-9 * np.ptp(self.x), 1e-9 * np.ptp(self.y)
+        inside: np.ndarray = (a >= self.x[0] - pads[0]) & (a <= self.x[-1] + pads[0])
+        return inside & (b >= self.y[0] - pads[1]) & (b <= self.y[-1] + pads[1])
+
 
 def plane(landscape: Landscape, value: str, function: str, least: int = 2, argument: str = "landscape") -> Plane:
     """The picture's content from a landscape of two axes; refused with fewer than ``least`` points on an axis."""

@@ -81,6 +81,11 @@ def hole_label(incomplete: str) -> str:
     return "not finite or not computed" if incomplete else "not finite"
 
 
+def explain_errors(ax: Axes, colour: str = "0.5") -> None:
+    """Add one entry to the legend for the bands of all curves."""
+    ax.plot([], [], color=colour, alpha=0.4, linewidth=6, label="± 1 standard error")
+
+
 def legend(fig: Figure, axes: Sequence[Axes], *, outside: bool, title: str = "", columns: int | None = None) -> None:
     """Draw one legend for all axes, with an entry per label; without entries and title, none.
 

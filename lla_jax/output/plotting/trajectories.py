@@ -178,7 +178,7 @@ def draw_losses(ax: Axes, runs: Sequence[Run], log: bool) -> None:
         for label, colour, dash in zip(("loss of the checkpoint", "loss of its projection"), pair, ["-", "--"]):
             ax.plot([], [], color=colour, linestyle=dash, linewidth=1.2, label=label)
         if any(np.isfinite(z).any() for run in runs for z in (run.error, run.projected_error)):
-            ax.plot([], [], color="0.5", alpha=0.4, linewidth=6, label="± 1 standard error")
+            style.explain_errors(ax)
         arrays = [z for run in runs for z in (run.loss, run.projected)]
         values = scales.finite(arrays, "loss", log)
         if log or (values.min() > 0 and values.max() > _WIDE * values.min()):

@@ -198,6 +198,15 @@ def test_a_checkpoint_outside_of_the_plane_is_not_drawn_on_it(tmp_path):
     np.testing.assert_allclose(track.points[-1, :2], MIN)
 
 
+def test_a_checkpoint_that_rounding_moves_over_a_border_of_the_plane_is_drawn():
+    coords = seen().coords.copy()
+    coords[0] = np.nextafter(-1.0, -2.0), np.nextafter(1.5, 2.0)
+    drawn = scene(seen(coords))
+    drawn.draw(0.0, 0.0)
+    (track,) = drawn.tracks
+    np.testing.assert_allclose(np.ravel(track.now.get_data_3d()), [-1.0, 1.5, bowl(-1.0, 1.5)])
+
+
 @pytest.mark.parametrize("num", [1, 2, 6])
 def test_letters_can_be_read_and_lie_on_nothing(num):
     several = {f"seed {k}": seen(steps=np.array([0, 10, 30, 40, 50, 60]) + k) for k in range(num)}
