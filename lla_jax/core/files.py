@@ -108,11 +108,9 @@ def _temporary_file(target: Path) -> Iterator[str]:
             os.unlink(name)
 
 
-def _write_to_disk(name: str, write: Callable[[IO[bytes]], Any]) -> None:
-    """Write a file by ``write(file)``, force it to disk, and give it the permissions of any new file."""
-    with open(name, "wb") as file:
-        write(file)
-        file.flush()
+def _settle(name: str) -> None:
+    """Force a file that was written to disk, and give it the permissions of any new file."""
+    with open(name, "rb+") as file:
         os.fsync(file.fileno())
     os.chmod(name, 0o666 & ~_umask())
 
@@ -125,9 +123,7 @@ def replacing(target: Path) -> Iterator[str]:
     """
     with _temporary_file(target) as name:
         yield name
-        with open(name, "rb+") as file:
-            os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())
+        _settle(name)
         os.replace(name, target)
 
 
@@ -143,9 +139,8 @@ def write_npz(
     """
     first = ("header", np.array(to_json(header)))
     items = arrays.items() if isinstance(arrays, Mapping) else arrays
-    with _temporary_file(target) as name:
-        _write_to_disk(name, lambda file: _write_members(file, itertools.chain([first], items)))
-        os.replace(name, target)
+    with replacing(target) as name, open(name, "wb") as file:
+        _write_members(file, itertools.chain([first], items))
 
 
 def _write_members(file: IO[bytes], arrays: Iterable[tuple[str, np.ndarray]]) -> None:
@@ -158,9 +153,8 @@ def _write_members(file: IO[bytes], arrays: Iterable[tuple[str, np.ndarray]]) ->
 
 def write_text(target: Path, text: str) -> None:
     """Write text (UTF-8) into a file, and replace an old one; the last writer wins."""
-    with _temporary_file(target) as name:
-        _write_to_disk(name, lambda file: file.write(text.encode()))
-        os.replace(name, target)
+    with replacing(target) as name, open(name, "wb") as file:
+        file.write(text.encode())
 
 
 def write_new(target: Path, value: Any) -> bool:
@@ -171,7 +165,9 @@ def write_new(target: Path, value: Any) -> bool:
     """
     text = to_json(value)
     with _temporary_file(target) as name:
-        _write_to_disk(name, lambda file: file.write(text.encode()))
+        with open(name, "wb") as file:
+            file.write(text.encode())
+        _settle(name)
         try:
             os.link(name, target)
         except FileExistsError:
