@@ -116,7 +116,9 @@ def _parts(recipe: Mapping[str, Any], origins: bool) -> list[list[Mapping[str, A
 def _is_same(entry: Mapping[str, Any], norm: float, types: list[str], fingerprint: str) -> bool:
     """Whether a centre is that of the parameters, as far as it can be told: of another type, hashes tell nothing."""
     same_types = entry["types"] == types
-    if "fingerprint" in entry and (same_types or "norm" not in entry):
-        return not same_types or recipes.same(entry["fingerprint"], fingerprint)
+    if "fingerprint" in entry and same_types:
+        return recipes.same(entry["fingerprint"], fingerprint)
+    if "norm" not in entry:
+        return True
     rounding = SAME_TYPES if same_types else OTHER_TYPES
     return bool(abs(entry["norm"] - norm) <= rounding * norm)
